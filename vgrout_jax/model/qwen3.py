@@ -1,0 +1,306 @@
+"""Qwen3 (dense) in Flax linen: layers scanned over stacked parameters, the LoRA2r adapter as an argument.
+
+One table, `parameter_table`, gives every parameter's shape, logical axes and published name; initialisation,
+loading, sharding and the abstract tree all come from it.
+
+Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from vgrout_jax.model import lora2r
+
+
+@dataclasses.dataclass(frozen=True)
+class Qwen3Config:
+    """Shape of a dense Qwen3 decoder; field names follow the published config.json where they can."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1_000_000.0
+    norm_epsilon: float = 1e-6
+    tie_embeddings: bool = True
+    dtype: Any = jnp.float32  # of parameters and activations
+    remat: bool = False
+
+    def module_shapes(self) -> dict[str, tuple[int, int]]:
+        """(d_in, d_out) of the seven adapted maps, in the order of `lora2r.MODULES`."""
+        d, f = self.hidden_size, self.intermediate_size
+        query, key_value = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes = [(d, query), (d, key_value), (d, key_value), (query, d), (d, f), (d, f), (f, d)]
+        return dict(zip(lora2r.MODULES, shapes, strict=True))
+
+
+class Parameter(NamedTuple):
+    """One row of the parameter table: stacked shape, logical axes, published name, and whether that is [out, in]."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    published: str  # with {layer} where layers are stacked
+    transposed: bool = False
+
+
+_MAP_AXES = {
+    "q_proj": ("embed", "heads"),
+    "k_proj": ("embed", "kv_heads"),
+    "v_proj": ("embed", "kv_heads"),
+    "o_proj": ("heads", "embed"),
+    "gate_proj": ("embed", "mlp"),
+    "up_proj": ("embed", "mlp"),
+    "down_proj": ("mlp", "embed"),
+}
+
+
+def parameter_table(config: Qwen3Config) -> dict[str, Any]:
+    """The tree of `Parameter` rows, in the structure of the parameters themselves."""
+    layers, d, e, v = config.num_layers, config.hidden_size, config.head_dim, config.vocab_size
+
+    def layer_row(shape: tuple, axes: tuple, name: str, transposed: bool = False) -> Parameter:
+        published = "model.layers.{layer}." + name + ".weight"
+        return Parameter((layers, *shape), ("layers", *axes), published, transposed)
+
+    rows = {
+        name: layer_row(
+            shape, _MAP_AXES[name], ("self_attn." if index < 4 else "mlp.") + name, transposed=True
+        )
+        for index, (name, shape) in enumerate(config.module_shapes().items())
+    }
+    rows["input_norm"] = layer_row((d,), (None,), "input_layernorm")
+    rows["post_norm"] = layer_row((d,), (None,), "post_attention_layernorm")
+    rows["q_norm"] = layer_row((e,), (None,), "self_attn.q_norm")
+    rows["k_norm"] = layer_row((e,), (None,), "self_attn.k_norm")
+    table = {
+        "embed": Parameter((v, d), ("vocab", "embed"), "model.embed_tokens.weight"),
+        "layers": rows,
+        "final_norm": Parameter((d,), (None,), "model.norm.weight"),
+    }
+    if not config.tie_embeddings:
+        table["lm_head"] = Parameter((d, v), ("embed", "vocab"), "lm_head.weight", transposed=True)
+    return table
+
+
+def is_parameter(leaf: Any) -> bool:
+    """Whether a node of the table is a row (a NamedTuple is a pytree node of its own otherwise)."""
+    return isinstance(leaf, Parameter)
+
+
+def abstract_parameters(config: Qwen3Config) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct`s, without allocating."""
+    return jax.tree.map(
+        lambda row: jax.ShapeDtypeStruct(row.shape, config.dtype),
+        parameter_table(config),
+        is_leaf=is_parameter,
+    )
+
+
+@struct.dataclass
+class Attention:
+    """What attention needs besides the hidden states, the same in every layer.
+
+    Attributes:
+        cos: rotary cosines, [N, T, E/2] float32.
+        sin: rotary sines, likewise.
+        mask: [N, T, S] bool, True where a query may read a key.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    mask: jax.Array
+
+
+@struct.dataclass
+class AdapterLayer:
+    """One layer's slice of the fused adapter, or all layers stacked, and the probe's scale where it is read.
+
+    Attributes:
+        factors: of `lora2r.fuse`.
+        scale: module -> [N, 2r] (stacked: [L, N, 2r]) or None.
+    """
+
+    factors: lora2r.Factors
+    scale: dict[str, jax.Array] | None
+
+
+def rotary(positions: Int[Array, "N T"], config: Qwen3Config) -> tuple[Array, Array]:
+    """Cosines and sines [N, T, E/2] of the rotary position embedding, in float32."""
+    exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
+    angles = positions[..., None].astype(jnp.float32) / (config.rope_theta**exponents)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Float[Array, "N T H E"], cos: Float[Array, "N T half"], sin: Float[Array, "N T half"]) -> Array:
+    """Applies the rotary embedding in the split-halves convention, in float32, back to x's dtype."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+    """x / rms(x) * scale over the last axis, computed in float32, in x's dtype."""
+    x32 = x.astype(jnp.float32)
+    normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
+    return (normed.astype(x.dtype) * scale).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """One decoder layer. Called on one layer's parameters, by the scan or by the decoder's own loop."""
+
+    config: Qwen3Config
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N T D"],
+        attention: Attention,
+        adapter: AdapterLayer | None,
+        route: lora2r.Route | None,
+        write_cache: Any = None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Returns the layer's output [N, T, D] and the keys and values that it attended to, each [N, S, K, E].
+
+        `write_cache(keys, values)` returns the full keys and values to attend to; None: these tokens' own.
+        """
+        config, shapes = self.config, self.config.module_shapes()
+        rows, length = x.shape[:2]
+
+        def weight(name: str, shape: tuple[int, ...]) -> Array:
+            init = nn.initializers.normal(0.02) if len(shape) == 2 else nn.initializers.ones
+            return self.param(name, init, shape, config.dtype)
+
+        def linear(name: str, inputs: Array) -> Array:
+            out = inputs @ weight(name, shapes[name])
+            if adapter is None:
+                return out
+            scale = None if adapter.scale is None else adapter.scale[name]
+            down, up = adapter.factors.a[name], adapter.factors.b[name]
+            return out + lora2r.apply_fused(inputs, down, up, route, scale)
+
+        def norm(name: str, inputs: Array, size: int) -> Array:
+            return rms_norm(inputs, weight(name, (size,)), config.norm_epsilon)
+
+        def heads(name: str, inputs: Array, count: int) -> Array:
+            return linear(name, inputs).reshape(rows, length, count, config.head_dim)
+
+        with jax.named_scope("attention"):
+            hidden = norm("input_norm", x, config.hidden_size)
+            queries = norm("q_norm", heads("q_proj", hidden, config.num_heads), config.head_dim)
+            keys = norm("k_norm", heads("k_proj", hidden, config.num_kv_heads), config.head_dim)
+            values = heads("v_proj", hidden, config.num_kv_heads)
+            queries = rotate(queries, attention.cos, attention.sin)
+            keys = rotate(keys, attention.cos, attention.sin)
+            if write_cache is not None:
+                keys, values = write_cache(keys, values)
+            mixed = attend(queries, keys, values, attention.mask)
+            x = x + linear("o_proj", mixed.reshape(rows, length, -1))
+        with jax.named_scope("mlp"):
+            hidden = norm("post_norm", x, config.hidden_size)
+            gated = nn.silu(linear("gate_proj", hidden)) * linear("up_proj", hidden)
+            x = x + linear("down_proj", gated)
+        return x, (keys, values)
+
+
+def attend(
+    queries: Float[Array, "N T H E"],
+    keys: Float[Array, "N S K E"],
+    values: Float[Array, "N S K E"],
+    mask: Bool[Array, "N T S"],
+) -> Float[Array, "N T H E"]:
+    """Grouped-query attention with a float32 softmax.
+
+    A query that may read no key (padding) gets the plain mean of the values, a finite number that nobody reads.
+    """
+    rows, length, num_heads, head_dim = queries.shape
+    grouped = queries.reshape(rows, length, keys.shape[2], -1, head_dim)
+    logits = jnp.einsum("NTKGE,NSKE->NKGTS", grouped, keys, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+    return jnp.einsum("NKGTS,NSKE->NTKGE", weights, values).reshape(rows, length, num_heads, head_dim)
+
+
+class Qwen3(nn.Module):
+    """The decoder: embeddings, scanned layers, final norm. `unembed` turns hidden states into logits."""
+
+    config: Qwen3Config
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Int[Array, "N T"],
+        attention: Attention,
+        adapter: AdapterLayer | None = None,
+        route: lora2r.Route | None = None,
+        *,
+        with_cache: bool = False,
+    ) -> tuple[Float[Array, "N T D"], tuple[Array, Array] | None]:
+        """Runs all layers.
+
+        Args:
+            tokens: token ids.
+            attention: of `causal_attention`, or the decoder's own.
+            adapter: the fused adapter, stacked over layers; None: the base model alone.
+            route: the masks; needed where an adapter is given.
+            with_cache: also return every layer's keys and values.
+
+        Returns:
+            Hidden states after the final norm, and the stacked keys and values [L, N, T, K, E] or None.
+        """
+        config = self.config
+        shape = (config.vocab_size, config.hidden_size)
+        embed = self.param("embed", nn.initializers.normal(0.02), shape, config.dtype)
+        x = embed[tokens]
+
+        def body(block: Block, carry: Array, layer: AdapterLayer | None) -> tuple[Array, Any]:
+            out, cache = block(carry, attention, layer, route)
+            return out, cache if with_cache else None
+
+        if config.remat:
+            body = nn.remat(body, prevent_cse=False)
+        scan = nn.scan(
+            body,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=config.num_layers,
+            in_axes=0,
+        )
+        x, caches = scan(Block(config, name="layers"), x, adapter)
+        scale = self.param("final_norm", nn.initializers.ones, (config.hidden_size,), config.dtype)
+        if not config.tie_embeddings:
+            self.param("lm_head", nn.initializers.normal(0.02), shape[::-1], config.dtype)
+        return rms_norm(x, scale, config.norm_epsilon), caches
+
+
+def unembed(parameters: dict, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Logits in float32 from hidden states after the final norm, with the tied or the separate head."""
+    head = parameters["lm_head"] if "lm_head" in parameters else parameters["embed"].T
+    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def positions_of(valid: Bool[Array, "N T"]) -> Int[Array, "N T"]:
+    """Positions that count valid tokens only, so that padding on either side shifts nothing."""
+    return jnp.maximum(jnp.cumsum(valid, axis=-1) - 1, 0)
+
+
+def causal_attention(valid: Bool[Array, "N T"], config: Qwen3Config) -> Attention:
+    """Causal attention among valid tokens, for whole sequences padded on the left, the right or both."""
+    cos, sin = rotary(positions_of(valid), config)
+    causal = jnp.tril(jnp.ones((valid.shape[1], valid.shape[1]), bool))
+    return Attention(cos=cos, sin=sin, mask=causal[None] & valid[:, None, :])
+
+
+def init_parameters(config: Qwen3Config, seed: int) -> dict[str, Any]:
+    """Random parameters from `seed`: norms one, all else Normal(0, 0.02)."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    attention = causal_attention(jnp.ones((1, 1), bool), config)
+    return Qwen3(config).init(jax.random.key(seed), tokens, attention)["params"]
