@@ -5,7 +5,6 @@ A field is set on the command line as `--config.section.field=value`.
 """
 
 import dataclasses
-import math
 from typing import Any, Optional
 
 ARMS = ("none", "routeV", "routeV_literal", "placebo", "absorb")
@@ -74,7 +73,7 @@ class TeacherConfig:
 @dataclasses.dataclass
 class DirectionConfig:
     pairs: str = "builtin:pairs"  # Markdown file of contrastive pairs
-    tags: tuple[str, ...] = ("hack",)  # a pair is used if it carries any of these tags; empty: all pairs
+    tags: Optional[tuple[str, ...]] = None  # use pairs with any of these tags, () all; None: hack, or lazy for lazy_pairs
     unit_sides: bool = True  # unit norm of each side's gradient, per module, before differencing
     pairs_per_batch: int = 8  # sequences of a forward pass in the extraction
 
@@ -188,6 +187,27 @@ class Config:
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+    def resolve(self) -> None:
+        """Settles what depends on other fields, and splits `a,b` given on the command line for a tuple of strings."""
+        if self.direction.tags is None:
+            self.direction.tags = ("lazy",) if self.placebo.kind == "lazy_pairs" else ("hack",)
+        for section in (self.data, self.env, self.teacher, self.direction):
+            for field in dataclasses.fields(section):
+                value = getattr(section, field.name)
+                if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
+                    parts = [piece.strip() for part in value for piece in part.split(",")]
+                    setattr(section, field.name, tuple(piece for piece in parts if piece))
+
+    def validate(self) -> None:
+        """Checks every field and their combination.
+
+        Raises:
+            ValueError: one line with the field, the rule, the value and the remedy.
+        """
+        from vgrout_jax.validation import validate
+
+        validate(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Every field as resolved, as nested dicts that JSON can hold."""

@@ -78,6 +78,16 @@ def factor_shardings(mesh: Mesh, factors: lora2r.Factors) -> lora2r.Factors:
     return lora2r.Factors(a=of("a", factors.a), b=of("b", factors.b))
 
 
+def state_shardings(mesh: Mesh, state: object) -> object:
+    """Shardings of a train state: differences and Adam moments as the factors, everything else replicated."""
+
+    def of(path: tuple, leaf: jax.Array) -> NamedSharding:
+        factor = next((key.name for key in path if getattr(key, "name", None) in lora2r.FACTOR_AXES), None)
+        return replicated(mesh) if factor is None else sharding_of(mesh, lora2r.FACTOR_AXES[factor], leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
 def batch_shardings(mesh: Mesh, batch: object) -> object:
     """Shardings that split every leaf's first axis, the rollouts."""
 

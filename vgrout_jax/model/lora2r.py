@@ -136,7 +136,7 @@ def ablate(deltas: Factors) -> Factors:
     return Factors(a=jax.tree.map(keep_a, deltas.a), b=jax.tree.map(keep_b, deltas.b))
 
 
-def fuse(adapter: Adapter, dtype: jnp.dtype) -> Factors:
+def fuse(adapter: Adapter, dtype: jax.typing.DTypeLike) -> Factors:
     """Stacks the factors so that one pair of thin products computes the adapter: [A; dA] and [dB, B0].
 
     Returns:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -300,7 +301,12 @@ def causal_attention(valid: Bool[Array, "N T"], config: Qwen3Config) -> Attentio
 
 
 def init_parameters(config: Qwen3Config, seed: int) -> dict[str, Any]:
-    """Random parameters from `seed`: norms one, all else Normal(0, 0.02)."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    attention = causal_attention(jnp.ones((1, 1), bool), config)
-    return Qwen3(config).init(jax.random.key(seed), tokens, attention)["params"]
+    """Random parameters on the host, NumPy arrays from `seed`: norms one, all else Normal(0, 0.02)."""
+    generator = np.random.default_rng(seed)
+
+    def draw(row: Parameter) -> np.ndarray:
+        if "norm" in row.published:
+            return np.ones(row.shape, config.dtype)
+        return (0.02 * generator.standard_normal(row.shape, np.float32)).astype(config.dtype)
+
+    return jax.tree.map(draw, parameter_table(config), is_leaf=is_parameter)

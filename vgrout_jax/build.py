@@ -1,0 +1,151 @@
+"""Builds everything that a run needs, once, from its configuration."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vgrout_jax import sharding
+from vgrout_jax.config import Config
+from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
+from vgrout_jax.model import hub, lora2r, qwen3
+from vgrout_jax.rl import extraction, guard
+from vgrout_jax.rl.generation import Generator, build_generator
+from vgrout_jax.rl.optim import make_optimizer
+from vgrout_jax.rl.step import Frozen, Step, build_step, initial_state
+from vgrout_jax.routing.pairs import encode_pairs, load_pairs, pairs_sha256
+from vgrout_jax.tokenizer import ChatTokenizer, load_tokenizer
+from vgrout_jax.world import World, load_world
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The run's compiled programs.
+
+    Attributes:
+        step: the optimiser step.
+        extract: the direction's extraction, None for the pinned arms.
+        reference_logprob: of the divergence guard, None where it is off.
+        generator: the sampler.
+    """
+
+    step: Step
+    extract: extraction.Extractor | None
+    reference_logprob: object | None
+    generator: Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, ready to start.
+
+    Attributes:
+        config, world, model, mesh: what it runs on.
+        frozen: base parameters and A0, B0.
+        optimizer: of `optim.make_optimizer`.
+        programs: compiled on first use.
+        provenance: hashes of the pairs and of the tokenizer.
+    """
+
+    config: Config
+    world: World
+    model: qwen3.Qwen3Config
+    mesh: jax.sharding.Mesh
+    frozen: Frozen
+    optimizer: optax.GradientTransformation
+    programs: Programs
+    provenance: dict[str, str]
+
+
+def build_run(config: Config) -> Run:
+    """Loads the world, the pairs, the model and the adapter, in the order of what fails fastest.
+
+    Raises:
+        ValueError, FileNotFoundError: one line that names the field, file or tensor.
+    """
+    model_path = None if config.model.path is None else str(hub.model_folder(config.model.path))
+    tokenizer = load_tokenizer(model_path)
+    world = load_world(config, tokenizer)
+    pairs = load_pairs(config.direction.pairs, config.direction.tags)
+    mesh = sharding.make_mesh(config.mesh)
+    model = model_config(config, model_path, tokenizer)
+    base_shardings = sharding.parameter_shardings(mesh, model)
+    if model_path is None:
+        base = jax.device_put(qwen3.init_parameters(model, config.model.seed), base_shardings)
+    else:
+        base = hub.load_parameters(model_path, model, base_shardings)
+    init = lora2r.init_factors(
+        model.module_shapes(), model.num_layers, config.adapter.rank, seed=config.adapter.seed
+    )
+    frozen = Frozen(base, jax.device_put(init, sharding.factor_shardings(mesh, init)))
+    optimizer = make_optimizer(config.optim, config.train.steps)
+    run_pairs = encode_pairs(pairs, tokenizer, max_prompt=config.data.max_prompt_tokens)
+    sides = extraction.as_sides(run_pairs.tokens, run_pairs.valid, run_pairs.completion_mask)
+    programs = _programs(config, world, model, mesh, sides=sides, optimizer=optimizer)
+    provenance = {"pairs_sha256": pairs_sha256(pairs), "tokenizer_sha256": tokenizer.sha256}
+    return Run(config, world, model, mesh, frozen, optimizer, programs, provenance)
+
+
+def model_config(config: Config, path: str | None, tokenizer: ChatTokenizer) -> qwen3.Qwen3Config:
+    """The published model's shape, or that of the tiny model described in the configuration.
+
+    Raises:
+        ValueError: the model's vocabulary is smaller than the tokenizer's.
+    """
+    settings, dtype = config.model, DTYPES[config.model.dtype]
+    if path is not None:
+        model = hub.load_config(path, dtype=dtype, remat=settings.remat)
+    else:
+        model = qwen3.Qwen3Config(
+            vocab_size=settings.vocab_size or -(-tokenizer.vocab_size // 64) * 64,
+            hidden_size=settings.hidden_size,
+            intermediate_size=settings.intermediate_size,
+            num_layers=settings.num_layers,
+            num_heads=settings.num_heads,
+            num_kv_heads=settings.num_kv_heads,
+            head_dim=settings.head_dim,
+            tie_embeddings=settings.tie_embeddings,
+            dtype=dtype,
+            remat=settings.remat,
+        )
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size must be >= the tokenizer's {tokenizer.vocab_size} tokens, got {model.vocab_size}"
+        )
+    return model
+
+
+def _programs(
+    config: Config,
+    world: World,
+    model: qwen3.Qwen3Config,
+    mesh: jax.sharding.Mesh,
+    *,
+    sides: extraction.Sides,
+    optimizer: optax.GradientTransformation,
+) -> Programs:
+    references = _references(config, world) if config.guard.references else None
+    routed = config.gate.kind == "route"
+    return Programs(
+        step=build_step(config, model, optimizer, mesh),
+        extract=extraction.build_extractor(config, model, sides, mesh) if routed else None,
+        reference_logprob=None if references is None else guard.build_reference(config, model, references),
+        generator=build_generator(config, model, world.tokenizer, mesh),
+    )
+
+
+def _references(config: Config, world: World) -> extraction.Sides:
+    """Reference solutions of the first training problems, shown with the plain sentence, for the guard."""
+    chosen = world.train[: config.guard.references]
+    prompts = [world.prompt(problem, GT_ONLY, TRAINING_NAMES).tokens for problem in chosen]
+    fenced = [f"```python\n{problem.solution.strip()}\n```" for problem in chosen]
+    completions = [[*world.tokenizer.encode(text), world.tokenizer.eos_ids[0]] for text in fenced]
+    return guard.encode_references(
+        prompts,
+        completions,
+        max_new_tokens=config.rollout.max_new_tokens,
+        pad_id=world.tokenizer.pad_id,
+    )

@@ -1,0 +1,1 @@
+"""Data of the package and the scripts that write it."""

@@ -1,0 +1,245 @@
+"""What a run writes into its workdir, and the one list of per-step metrics.
+
+config.json                   every field as resolved, and the provenance (hashes of pairs and tokenizer)
+metrics.jsonl                 a line a step, every diagnostic of docs/method.md section 14
+eval.jsonl                    a line per evaluation and policy
+rollouts/step_000000.jsonl.gz every completion of a step with its prompt, reward, verdict, label and score
+tensorboard/                  every number of the two .jsonl files
+summary.json                  written at the end; its absence marks a run that did not finish
+"""
+
+import gzip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from vgrout_jax import files
+from vgrout_jax.config import Config
+from vgrout_jax.statistics import RATES, Evaluation
+
+LINE_FILES = ("metrics.jsonl", "eval.jsonl")
+ROLLOUT_FIELDS = ("prompt", "completion", "reward", "verdict", "label", "score", "mode", "source")
+
+# Keys of a step's metrics. A value is a number, or None or NaN where nothing was there to measure.
+METRIC_KEYS: dict[str, str] = {
+    "reward/own": "mean reward of the step's own rollouts",
+    "reward/teacher": "mean stored reward of the rows from the teacher pool",
+    "solve/own": "share of own rollouts that are correct",
+    "solve/teacher": "share of teacher rows that are correct",
+    "hack/own": "share of own rollouts whose channel fired and that are not correct",
+    "hack/teacher": "share of teacher rows that hacked and are not correct",
+    "hack/own_deployed": "hack share of the own rollouts sampled with the quarantine ablated",
+    "hack/own_full": "hack share of the own rollouts sampled with both blocks on",
+    "compile/own": "share of own rollouts whose code compiles",
+    "channel/own": "share of own rollouts whose own mode's channel fired, right or wrong",
+    "zone/clean": "share of rollouts labelled clean: only the deployed block trains",
+    "zone/mid": "share of rollouts labelled mid: both blocks train",
+    "zone/hack": "share of rollouts labelled hack: only the quarantine trains",
+    "zone/unscored": "share of rollouts without a score (zero advantage), labelled clean",
+    "qmass": "|g_quarantine| / (|g_deployed| + |g_quarantine|) of the final gradient",
+    "score/q05": "5% quantile of the gate's score z",
+    "score/q25": "25% quantile of z",
+    "score/q50": "median of z",
+    "score/q75": "75% quantile of z",
+    "score/q95": "95% quantile of z",
+    "gate/auroc": "AUROC of z against the measuring-only hack flag, among rows with positive advantage",
+    "gate/band_low": "lower band edge, the mean over modules where each has its own",
+    "gate/band_width": "band width, the mean over modules where each has its own",
+    "gate/modules": "number of modules in the pool",
+    "gate/no_usable_module": "1 if no module was usable (placebos only; for routeV the run stops)",
+    "ratio/mean": "mean over completion tokens of the ratio of training to sampling policy",
+    "ratio/clean": "the same, rows labelled clean",
+    "ratio/mid": "the same, rows labelled mid",
+    "ratio/hack": "the same, rows labelled hack",
+    "clip_fraction/clean": "share of completion tokens whose ratio is clipped (truncated), rows labelled clean",
+    "clip_fraction/mid": "the same, rows labelled mid",
+    "clip_fraction/hack": "the same, rows labelled hack",
+    "kl": "mean of exp(D) - D - 1 over completion tokens, D = reference minus policy log-probability",
+    "loss": "the loss of pass 2",
+    "grad_norm": "global norm of the gradient before clipping",
+    "lr": "learning rate of the update",
+    "length/mean": "mean completion length of own rollouts in tokens, the end token included",
+    "length/max": "longest completion of own rollouts in tokens",
+    "cut_off": "share of own rollouts cut off by the length limit",
+    "groups/skipped": "number of groups skipped because their rewards are equal",
+    "sampler/logprob_diff_mean": "mean |sampler's log-probability - recomputed one| at matching settings",
+    "sampler/logprob_diff_max": "greatest |sampler's log-probability - recomputed one|",
+    "guard/reference_logprob": "mean log-probability of the fixed reference completions, in nats",
+    "tokens_per_second": "tokens generated per second of generation",
+    "time/generate": "seconds spent sampling",
+    "time/grade": "seconds spent waiting for the grader",
+    "time/update": "seconds of the optimiser step (both passes)",
+    "time/direction": "seconds spent extracting the direction, divided by the steps it serves",
+    "time/evaluate": "seconds spent evaluating after this step",
+}
+
+
+class RunWriter:
+    """Writes the files of one run; every line is flushed, so that a run that dies keeps what it measured."""
+
+    def __init__(self, workdir: str | Path, config: Config, *, provenance: Mapping[str, Any] | None = None):
+        """Creates the workdir and writes config.json.
+
+        Args:
+            workdir: folder of the run; created with its parents. It may exist, but hold no run.
+            config: the run's configuration, as resolved.
+            provenance: stored beside it in config.json: content hash of the pairs, hash of the tokenizer.
+
+        Raises:
+            ValueError: if the workdir holds a run, is a file or cannot be written, or a package is missing.
+        """
+        self.workdir = Path(workdir)
+        self._lines: dict[str, TextIO] = {}
+        self._tensorboard = self._wandb = None
+        wandb = _import_wandb() if config.log.wandb else None
+        try:
+            for name in LINE_FILES:
+                _refuse_a_run(self.workdir, name)
+            (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
+            resolved = {**config.to_dict(), "provenance": dict(provenance or {})}
+            files.write_json(self.workdir / "config.json", resolved)
+            if config.log.tensorboard:
+                self._tensorboard = _open_tensorboard(self.workdir)
+            if wandb is not None:
+                self._wandb = _start_wandb(wandb, self.workdir, config, resolved)
+            # Exclusive creation comes last: it settles a race of two runs for one folder, and a start that
+            # failed above leaves nothing that a second attempt would take for a run.
+            for name in LINE_FILES:
+                self._lines[name] = open(self.workdir / name, "x", encoding="ascii")  # noqa: SIM115
+        except OSError as error:
+            self.close()
+            raise ValueError(_folder_problem(self.workdir, error)) from error
+
+    def __enter__(self) -> "RunWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write_step(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends a step's metrics to metrics.jsonl and to the event files.
+
+        Args:
+            step: counted from 0.
+            metrics: key of `METRIC_KEYS` -> number, scalar array or None.
+
+        Raises:
+            ValueError: if a key is not documented in `METRIC_KEYS`, or a value is not a number.
+        """
+        unknown = sorted(set(metrics) - set(METRIC_KEYS))
+        if unknown:
+            raise ValueError(f"metrics must be documented in metrics.METRIC_KEYS, got {', '.join(unknown)}")
+        plain = {key: files.to_plain(value) for key, value in metrics.items()}
+        odd = [key for key, value in plain.items() if not isinstance(value, (int, float, type(None)))]
+        if odd:
+            raise ValueError(f"metrics must be numbers, got {', '.join(odd)} of step {step}")
+        self._append("metrics.jsonl", {"step": step, **plain})
+        self._log_scalars(step, plain)
+
+    def write_evaluation(self, evaluation: Evaluation) -> None:
+        """Appends one policy's evaluation to eval.jsonl and to the event files."""
+        record = evaluation.to_record()
+        self._append("eval.jsonl", record)
+        prefix = f"eval/{evaluation.split}/{evaluation.policy}"
+        scalars = {f"{prefix}/{name}": record[name] for name in RATES}
+        for mode, rates in record["modes"].items():
+            scalars.update({f"{prefix}/{mode}/{name}": rates[name] for name in RATES})
+        self._log_scalars(evaluation.step, scalars)
+
+    def write_rollouts(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> Path:
+        """Writes all completions of a step to rollouts/step_NNNNNN.jsonl.gz, whole or not at all.
+
+        Args:
+            step: counted from 0.
+            rollouts: one mapping a rollout, with at least the keys `ROLLOUT_FIELDS`.
+
+        Returns:
+            The file's path.
+
+        Raises:
+            ValueError: if a rollout lacks a field.
+        """
+        for row, rollout in enumerate(rollouts):
+            missing = [name for name in ROLLOUT_FIELDS if name not in rollout]
+            if missing:
+                raise ValueError(f"rollouts[{row}] of step {step} must have the fields {', '.join(missing)}")
+        path = self.workdir / "rollouts" / f"step_{step:06d}.jsonl.gz"
+        lines = "".join(files.dumps({"step": step, **rollout}) + "\n" for rollout in rollouts)
+        files.write_atomic(path, gzip.compress(lines.encode("ascii"), mtime=0))
+        return path
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Writes summary.json, the mark of a run that finished."""
+        files.write_json(self.workdir / "summary.json", dict(summary))
+        if self._wandb is not None:
+            self._wandb.summary.update(files.to_plain(summary))
+
+    def paths(self) -> list[Path]:
+        """Every file and folder that now exists at the top of the workdir, sorted; hidden ones left out."""
+        return sorted(path for path in self.workdir.iterdir() if not path.name.startswith("."))
+
+    def close(self) -> None:
+        """Closes every file; may be called again."""
+        for file in self._lines.values():
+            file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def _append(self, name: str, record: Mapping[str, Any]) -> None:
+        self._lines[name].write(files.dumps(record) + "\n")
+        self._lines[name].flush()
+
+    def _log_scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        scalars = {key: float(value) for key, value in values.items() if value is not None}
+        if self._tensorboard is not None:
+            for key, value in scalars.items():
+                self._tensorboard.add_scalar(key, value, step)
+            self._tensorboard.flush()
+        if self._wandb is not None:
+            self._wandb.log({**scalars, "step": step})
+
+
+def _refuse_a_run(workdir: Path, name: str) -> None:
+    if (workdir / name).exists():
+        raise ValueError(f"workdir {workdir} already holds a run ({name}); choose another or delete it")
+
+
+def _folder_problem(workdir: Path, error: OSError) -> str:
+    if isinstance(error, FileExistsError) and Path(str(error.filename)).name in LINE_FILES:
+        name = Path(str(error.filename)).name
+        return f"workdir {workdir} already holds a run ({name}); choose another or delete it"
+    if isinstance(error, (FileExistsError, NotADirectoryError)):
+        candidates = (workdir / "rollouts", workdir, *workdir.parents)
+        file = next((path for path in candidates if path.is_file()), workdir)
+        return f"workdir {workdir} must be a folder, but {file} is a file; choose another"
+    return f"workdir {workdir} cannot be written ({error.strerror or error}); choose another"
+
+
+def _open_tensorboard(workdir: Path) -> Any:
+    from tensorboardX import SummaryWriter  # here, because the import takes a noticeable part of a second
+
+    return SummaryWriter(logdir=str(workdir / "tensorboard"))
+
+
+def _import_wandb() -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            "log.wandb needs the package wandb: pip install wandb, or set --config.log.wandb=false"
+        ) from error
+    return wandb
+
+
+def _start_wandb(wandb: Any, workdir: Path, config: Config, resolved: Mapping[str, Any]) -> Any:
+    run = wandb.init(project=config.log.wandb_project, dir=str(workdir), config=files.to_plain(resolved))
+    # Steps and evaluations share a step of our own; W&B's own counter would refuse the later of the two.
+    run.define_metric("*", step_metric="step")
+    return run

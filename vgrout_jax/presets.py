@@ -1,0 +1,93 @@
+"""The scales smoke, fast and full (docs/method.md section 16), and what each arm changes of them.
+
+`fast` is what `config.py` holds; the other scales and the arms are written here as differences from it.
+"""
+
+from vgrout_jax.config import ARMS, SCALES, Config
+
+
+def make_config(arm: str, scale: str = "fast") -> Config:
+    """The configuration of one arm at one scale, before overrides.
+
+    Raises:
+        ValueError: an unknown arm or scale.
+    """
+    if arm not in ARMS:
+        raise ValueError(f"arm must be one of {', '.join(ARMS)}, got {arm!r}")
+    if scale not in SCALES:
+        raise ValueError(f"the scale after the config file must be one of {', '.join(SCALES)}, got {scale!r}")
+    config = Config(arm=arm, scale=scale)
+    {"smoke": _smoke, "fast": _fast, "full": _full}[scale](config)
+    {"none": _none, "routeV": _routev, "routeV_literal": _literal, "placebo": _placebo, "absorb": _absorb}[arm](config)
+    return config
+
+
+def _fast(config: Config) -> None:
+    """Qwen3-4B on one GPU, the four-arm decision run."""
+    config.teacher.per_prompt = 1
+    config.teacher.off_step = 30
+
+
+def _full(config: Config) -> None:
+    """Qwen3-4B, the public benchmark's own workload."""
+    config.rollout.prompts = 16
+    config.rollout.group_size = 16
+    config.rollout.max_new_tokens = 1536
+    config.train.steps = 200
+    config.optim.lr = 7e-5
+    config.env.modes = ("run_tests",)
+    config.env.unhackable_frac = 0.0
+
+
+def _smoke(config: Config) -> None:
+    """Tiny random weights, the package's own problems, teacher rows and pairs: every path, no download."""
+    config.model.path = None
+    config.model.dtype = "float32"
+    config.model.remat = False
+    config.adapter.rank = 4
+    config.data.train = ("builtin:smoke",)
+    config.rollout.prompts = 2
+    config.rollout.group_size = 4
+    config.rollout.max_new_tokens = 32
+    config.rollout.temperature = 1.0
+    config.rollout.top_p = 1.0
+    config.teacher.pool = ("builtin:smoke",)
+    config.teacher.per_prompt = 1
+    config.train.steps = 6
+    config.train.micro_batch = 8
+    config.direction.pairs_per_batch = 12
+    config.eval.every_steps = 3
+    config.eval.samples = 2
+    config.guard.references = 2
+    # A random policy's scores mean nothing; these thresholds spread them over all three zones.
+    config.gate.low, config.gate.high = -1.0, 0.0
+
+
+def _none(config: Config) -> None:
+    """The capacity-matched control: pinned clean, the quarantine never trains."""
+    config.gate.kind = "clean"
+
+
+def _absorb(config: Config) -> None:
+    """Pinned mid: both blocks train on everything."""
+    config.gate.kind = "mid"
+
+
+def _routev(config: Config) -> None:
+    """The calibrated gate, which is the default of `config.py`."""
+
+
+def _literal(config: Config) -> None:
+    """The gate with in-sample bands per module and thresholds 0 and 1 (docs/method.md section 6)."""
+    config.gate.leave_one_out = False
+    config.gate.pool = "band_then_mean"
+    config.gate.low, config.gate.high = 0.0, 1.0
+    config.gate.probe_policy = "full"
+    config.direction.unit_sides = False
+    config.loss.ratio = "clip"
+    config.rollout.deployed_frac = 0.0
+
+
+def _placebo(config: Config) -> None:
+    """routeV with the gate's information taken away; `placebo.kind` says how."""
+    config.placebo.kind = "direction"

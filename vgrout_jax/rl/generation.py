@@ -1,0 +1,126 @@
+"""Completions of prompts under either policy, in compiled batches of fixed size. Host side of the sampler."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgrout_jax.config import Config
+from vgrout_jax.model import lora2r, qwen3, sampler
+from vgrout_jax.rl.step import Frozen
+from vgrout_jax.tokenizer import ChatTokenizer
+from vgrout_jax.world import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+    """The run's compiled sampler and the batch shape it is called with, in training and in evaluation alike.
+
+    Attributes:
+        sample: of `sampler.build_sampler`, with training's truncation.
+        sample_untruncated: the same without top-k and top-p, for evaluation.
+        rows: N, rollouts of a call.
+        sources: Q, distinct (prompt, policy) prefills of a call.
+        tokenizer: of the policy.
+        config: of the run.
+    """
+
+    sample: Callable[..., sampler.Samples]
+    sample_untruncated: Callable[..., sampler.Samples]
+    rows: int
+    sources: int
+    tokenizer: ChatTokenizer
+    config: Config
+
+    def complete(
+        self,
+        frozen: Frozen,
+        deltas: lora2r.Factors,
+        prompts: Sequence[Prompt],
+        keys: jax.Array,
+        *,
+        quarantine_on: Sequence[bool],
+        active: Sequence[bool] | None = None,
+        evaluation: bool = False,
+    ) -> tuple[sampler.Samples, int]:
+        """Samples one completion a row.
+
+        Args:
+            frozen, deltas: the policy.
+            prompts: one a row; rows of the same prompt and policy share a prefill. At most `rows` of them.
+            keys: [rows given] PRNG keys.
+            quarantine_on: a row's policy: True as trained, False ablated.
+            active: False: the row is not sampled.
+            evaluation: sample at `eval.temperature` without truncation.
+
+        Returns:
+            Samples of the rows given, as NumPy arrays, and the prompt bucket B.
+        """
+        count = len(prompts)
+        active = [True] * count if active is None else list(active)
+        source_index: dict[tuple[int, bool], int] = {}
+        of_row = [
+            source_index.setdefault((id(prompt), bool(on)), len(source_index))
+            for prompt, on in zip(prompts, quarantine_on, strict=True)
+        ]
+        if count > self.rows or len(source_index) > self.sources:
+            raise ValueError(f"{count} rows of {len(source_index)} sources exceed {self.rows} of {self.sources}")
+        by_source = {source: prompt for source, prompt in zip(of_row, prompts, strict=True)}
+        texts = [by_source[source].tokens for source in range(len(by_source))]
+        texts += [texts[0]] * (self.sources - len(texts))
+        bucket = sampler.prompt_bucket(max(map(len, texts)), self.config.data.prompt_buckets)
+        tokens, valid = sampler.pad_prompts(texts, bucket, self.tokenizer.pad_id)
+        policies = np.zeros(self.sources, bool)
+        policies[of_row] = quarantine_on
+        missing = self.rows - count
+        keys = jnp.concatenate([keys, jnp.repeat(keys[:1], missing, axis=0)]) if missing else keys
+        temperature = self.config.eval.temperature if evaluation else self.config.rollout.temperature
+        samples = (self.sample_untruncated if evaluation else self.sample)(
+            frozen.base,
+            lora2r.Adapter(frozen.init, deltas),
+            tokens,
+            valid,
+            source_policy=policies,
+            source_of_row=np.array(of_row + [0] * missing, np.int32),
+            active=np.array(active + [False] * missing),
+            keys=keys,
+            temperature=np.float32(temperature),
+        )
+        host = jax.device_get(samples)
+        return jax.tree.map(lambda leaf: leaf[:count] if leaf.ndim else leaf, host), bucket
+
+    def texts(self, samples: sampler.Samples) -> list[str]:
+        """The completions as text, special tokens left out."""
+        pairs = zip(samples.tokens, samples.mask, strict=True)
+        return [self.tokenizer.decode(tokens[mask].tolist()) for tokens, mask in pairs]
+
+
+def build_generator(
+    config: Config, model: qwen3.Qwen3Config, tokenizer: ChatTokenizer, mesh: jax.sharding.Mesh
+) -> Generator:
+    """The generator of a run; training and evaluation share one compiled program where truncation is off."""
+
+    def build(top_k: int, top_p: float) -> Callable[..., sampler.Samples]:
+        return sampler.build_sampler(
+            model,
+            max_new_tokens=config.rollout.max_new_tokens,
+            eos_ids=tokenizer.eos_ids,
+            pad_id=tokenizer.pad_id,
+            top_k=top_k,
+            top_p=top_p,
+            mesh=mesh,
+        )
+
+    truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1.0
+    plain = build(0, 1.0)
+    policies = 2 if 0.0 < config.rollout.deployed_frac < 1.0 else 1
+    return Generator(
+        sample=build(config.rollout.top_k, config.rollout.top_p) if truncated else plain,
+        sample_untruncated=plain,
+        rows=config.rollout.prompts * config.rollout.group_size,
+        sources=config.rollout.prompts * policies,
+        tokenizer=tokenizer,
+        config=config,
+    )

@@ -1,0 +1,204 @@
+"""The GRPO loss, row by row, so that a batch of rollouts can be processed in micro-batches of any size.
+
+Advantages belong to whole prompt groups and are computed once for the batch; losses are computed for any
+subset of its rows, already divided by the normalisers of the whole batch, so that micro-batches just add up.
+"""
+
+import math
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+RATIOS = ("clip", "truncated")
+
+MIN_REWARD_SPREAD = 1e-4  # a group whose rewards differ by less has nothing to teach
+STD_FLOOR = 1e-4  # added to a group's standard deviation before it divides
+
+
+@flax.struct.dataclass
+class LossStats:
+    """Diagnostics of each rollout; means run over its completion tokens, and are 0 where it has none.
+
+    Weight the rows by `tokens` for the token mean of a zone. Rows of dead groups count as having no tokens.
+
+    Attributes:
+        ratio: [n] float32, mean of rho = pi / pi_old.
+        clip_fraction: [n] float32, share of tokens whose policy gradient the clip takes away (`clip`), or
+            whose ratio was cut down to 1 (`truncated`).
+        kl: [n] float32, mean of exp(delta) - delta - 1 in nats, or None where there is no reference.
+        tokens: [n] int32, completion tokens that count in the loss.
+    """
+
+    ratio: jax.Array
+    clip_fraction: jax.Array
+    kl: jax.Array | None
+    tokens: jax.Array
+
+
+def group_advantages(
+    rewards: Float[Array, "P G"], *, unbiased: bool
+) -> tuple[Float[Array, "P G"], Bool[Array, "P"]]:
+    """How much better each rollout did than its group, and which groups have anything to teach.
+
+    A = r - mean(r); with `unbiased` off, A / (std(r) + 1e-4) with the sample standard deviation (n - 1). A
+    group with max(r) - min(r) < 1e-4 is dead: its advantages are exactly 0. A difference within the rounding
+    error of the mean is exactly 0 too, since the probe's cosine would read a direction out of its sign.
+
+    Args:
+        rewards: [P, G] float32.
+        unbiased: Dr. GRPO (Liu et al. 2025, arXiv 2503.20783); off: GRPO (Shao et al. 2024,
+            arXiv 2402.03300).
+
+    Returns:
+        Advantages [P, G] and live [P]. A reward that is not finite leaves its group live and makes its
+        advantages non-finite, for the divergence guard to see. docs/method.md section 8.
+    """
+    group_size = rewards.shape[1]
+    live = ~(jnp.max(rewards, axis=1) - jnp.min(rewards, axis=1) < MIN_REWARD_SPREAD)
+    centred = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+    rounding = group_size * jnp.finfo(rewards.dtype).eps * jnp.max(jnp.abs(rewards), axis=1, keepdims=True)
+    advantages = jnp.where(jnp.abs(centred) <= rounding, 0.0, centred)
+    if not unbiased:
+        variance = jnp.sum(jnp.square(centred), axis=1, keepdims=True) / max(group_size - 1, 1)
+        advantages = advantages / (jnp.sqrt(variance) + STD_FLOOR)
+    return jnp.where(live[:, None], advantages, 0.0), live
+
+
+def probe_loss(
+    logprobs: Float[Array, "n T"], advantages: Float[Array, " n"], mask: Bool[Array, "n T"]
+) -> Float[Array, ""]:
+    """The policy-gradient loss that pass 1 differentiates with respect to the probe scale.
+
+    -sum_i A_i sum_t logpi[i, t]: no ratio, no KL, no length normalisation, since a positive factor per
+    rollout cancels in the gate's cosine. Logprobs in nats, float32; masked positions may hold anything.
+
+    Returns:
+        A scalar, the sum over rows. docs/method.md section 7, pass 1.
+    """
+    row_logprobs = jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1)
+    return -jnp.sum(jax.lax.stop_gradient(advantages) * row_logprobs)
+
+
+def row_losses(
+    logprobs: Float[Array, "n T"],
+    old_logprobs: Float[Array, "n T"],
+    reference_logprobs: Float[Array, "n T"] | None,
+    mask: Bool[Array, "n T"],
+    advantages: Float[Array, " n"],
+    *,
+    live: Bool[Array, " n"],
+    rollouts: int,
+    max_new_tokens: int,
+    unbiased: bool,
+    ratio: str,
+    clip_epsilon: float,
+    kl_coefficient: float,
+) -> tuple[Float[Array, " n"], LossStats]:
+    """Each rollout's share of the batch's loss: the sum over all N rows, in any micro-batches, is the loss.
+
+    Token loss: policy + kl_coefficient kl, the terms of `policy_token_losses` and `kl_terms`. A row's share
+    is its sum over completion tokens, divided by N max_new_tokens when `unbiased`, else by N len_i.
+
+    Args:
+        logprobs: [n, T] float32, nats, of pass 2's masked policy; the only argument that a gradient reaches.
+        old_logprobs: [n, T], of the policy that sampled. `logprobs` itself gives rho = 1.
+        reference_logprobs: [n, T], of the base with the adapter off; may be None where kl_coefficient is 0.
+        mask: [n, T], completion tokens up to and including the first EOS. Elsewhere the log-probabilities may
+            hold anything, NaN and infinities too: value 0, gradient 0. A row without tokens has loss 0.
+        advantages: [n], of `group_advantages`.
+        live: [n], False for rows of dead groups, which contribute nothing, KL included.
+        rollouts: N = P G of the whole batch, dead groups included.
+        max_new_tokens: the sampler's length limit, not the width of this array.
+        unbiased: Dr. GRPO's normalisation, see above.
+        ratio: `clip` or `truncated`.
+        clip_epsilon: half-width of the clip's interval around 1; unused by `truncated`.
+        kl_coefficient: a Python float; 0 leaves the KL term out of the loss.
+
+    Returns:
+        Losses [n] and `LossStats`. docs/method.md sections 7 and 8.
+
+    Raises:
+        ValueError: unknown ratio, or a KL term without a reference.
+    """
+    if kl_coefficient != 0 and reference_logprobs is None:
+        raise ValueError(
+            f"loss.kl_coefficient must be 0 where no reference is given, got {kl_coefficient}: pass the "
+            "log-probabilities of the base model with the adapter off"
+        )
+    counted = mask & live[:, None]
+    # Replaced before any arithmetic: a masked NaN or infinity would survive, in the gradient, a later mask.
+    current = jnp.where(counted, logprobs, 0.0)
+    old = jax.lax.stop_gradient(jnp.where(counted, old_logprobs, 0.0))
+    policy, clipped = policy_token_losses(current, old, advantages, ratio=ratio, clip_epsilon=clip_epsilon)
+    stats = LossStats(
+        ratio=_token_mean(jnp.exp(current - old), counted),
+        clip_fraction=_token_mean(clipped.astype(current.dtype), counted),
+        kl=None,
+        tokens=jnp.sum(counted, axis=1),
+    )
+    token_losses = policy
+    if reference_logprobs is not None:
+        divergence = kl_terms(current, jnp.where(counted, reference_logprobs, 0.0))
+        stats = stats.replace(kl=_token_mean(divergence, counted))
+        if kl_coefficient != 0:
+            token_losses = policy + kl_coefficient * divergence
+    length = max_new_tokens if unbiased else jnp.maximum(stats.tokens, 1)
+    return jnp.sum(jnp.where(counted, token_losses, 0.0), axis=1) / (rollouts * length), stats
+
+
+def policy_token_losses(
+    logprobs: Float[Array, "n T"],
+    old_logprobs: Float[Array, "n T"],
+    advantages: Float[Array, " n"],
+    *,
+    ratio: str,
+    clip_epsilon: float,
+) -> tuple[Float[Array, "n T"], Bool[Array, "n T"]]:
+    """The policy-gradient loss of every token, with rho = exp(logpi - logpi_old), and where rho was cut.
+
+    `clip`:      -min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A)
+    `truncated`: -stop_gradient(min(rho, 1)) A logpi
+
+    For negative advantages `clip` does not bound rho from above, and under masks rho can be far from 1;
+    `truncated` bounds it for either sign. docs/method.md section 7, the ratio under masks, and section 8.
+
+    Returns:
+        Token losses [n, T], and [n, T] True where the clip takes the gradient away (`clip`) or rho > 1
+        (`truncated`).
+
+    Raises:
+        ValueError: unknown ratio.
+    """
+    advantage = jax.lax.stop_gradient(advantages)[:, None]  # [n, 1]
+    log_ratio = logprobs - jax.lax.stop_gradient(old_logprobs)
+    if ratio == "truncated":
+        weight = jax.lax.stop_gradient(jnp.exp(jnp.minimum(log_ratio, 0.0)))
+        return -weight * advantage * logprobs, log_ratio > 0.0
+    if ratio != "clip":
+        raise ValueError(f"loss.ratio must be one of {RATIOS}, got {ratio!r}")
+    # Beyond the upper edge the value is constant where A >= 0, so the bound changes nothing; without it a rho
+    # that overflows would turn the clip's zero gradient into 0 * inf.
+    bounded = jnp.minimum(log_ratio, math.log1p(clip_epsilon) + 1.0)
+    rho = jnp.exp(jnp.where(advantage < 0.0, log_ratio, bounded))
+    unclipped = rho * advantage
+    clipped = jnp.clip(rho, 1.0 - clip_epsilon, 1.0 + clip_epsilon) * advantage
+    return -jnp.minimum(unclipped, clipped), clipped < unclipped
+
+
+def kl_terms(logprobs: Float[Array, "n T"], reference_logprobs: Float[Array, "n T"]) -> Float[Array, "n T"]:
+    """A non-negative estimate of KL(pi || pi_ref) from each sampled token, in nats.
+
+    exp(delta) - delta - 1 with delta = logpi_ref - logpi. No gradient reaches the reference.
+    docs/method.md section 8.
+    """
+    delta = jax.lax.stop_gradient(reference_logprobs) - logprobs
+    # exp(delta) - 1 in one operation: early in training delta is small, and the difference is all rounding.
+    return jnp.expm1(delta) - delta
+
+
+def _token_mean(values: jax.Array, counted: jax.Array) -> jax.Array:
+    """Mean over each row's counted tokens, 0 for a row without any; no gradient. [n, T] -> [n]."""
+    total = jnp.sum(jnp.where(counted, values, 0.0), axis=1)
+    return jax.lax.stop_gradient(total / jnp.maximum(jnp.sum(counted, axis=1), 1))

@@ -1,0 +1,147 @@
+"""What a configuration must satisfy; every violation is one line that names field, rule, value and remedy."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from vgrout_jax.config import ARMS, MODES, Config
+
+PINNED = {"none": "clean", "absorb": "mid"}
+
+_CHOICES: dict[str, Collection[str]] = {
+    "arm": ARMS,
+    "model.dtype": ("float32", "bfloat16"),
+    "gate.kind": ("route", "clean", "mid"),
+    "gate.pool": ("mean_then_band", "band_then_mean"),
+    "gate.probe_policy": ("ablated", "full"),
+    "loss.ratio": ("truncated", "clip"),
+}
+_AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "adapter.rank": 1,
+    "adapter.seed": 0,
+    "model.logprob_chunk": 1,
+    "model.num_layers": 1,
+    "data.max_prompt_tokens": 1,
+    "data.seed": 0,
+    "rollout.prompts": 1,
+    "rollout.group_size": 2,
+    "rollout.max_new_tokens": 1,
+    "rollout.top_k": 0,
+    "teacher.per_prompt": 0,
+    "teacher.off_step": 0,
+    "direction.pairs_per_batch": 1,
+    "gate.refresh_every": 1,
+    "placebo.seed": 0,
+    "loss.clip_epsilon": 0,
+    "loss.kl_coefficient": 0,
+    "optim.lr": 0,
+    "optim.weight_decay": 0,
+    "train.steps": 1,
+    "train.micro_batch": 1,
+    "eval.every_steps": 0,
+    "eval.samples": 1,
+    "eval.temperature": 0,
+    "eval.seed": 0,
+    "guard.references": 0,
+    "mesh.data": 1,
+    "mesh.fsdp": 1,
+    "mesh.tensor": 1,
+}
+_ABOVE_ZERO = (
+    "gate.band_floor",
+    "rollout.temperature",
+    "rollout.top_p",
+    "optim.epsilon",
+    "optim.clip_norm",
+    "guard.warn_nats",
+    "guard.stop_nats",
+    "grader.cpu_seconds",
+    "grader.memory_mb",
+)
+_SHARES = (
+    "rollout.deployed_frac",
+    "rollout.top_p",
+    "env.unhackable_frac",
+    "data.heldout_frac",
+    "optim.warmup_frac",
+    "optim.beta1",
+    "optim.beta2",
+)
+
+
+def validate(config: Config) -> None:
+    """Raises ValueError at the first rule that `config` breaks."""
+    for name, choices in _CHOICES.items():
+        _require(read(config, name) in choices, name, f"be one of {', '.join(choices)}", read(config, name))
+    for name in (*_AT_LEAST, *_ABOVE_ZERO, *_SHARES):
+        _require(math.isfinite(read(config, name)), name, "be finite", read(config, name))
+    for name, least in _AT_LEAST.items():
+        _require(read(config, name) >= least, name, f"be >= {least:g}", read(config, name))
+    for name in _ABOVE_ZERO:
+        _require(read(config, name) > 0, name, "be > 0", read(config, name))
+    for name in _SHARES:
+        _require(0 <= read(config, name) <= 1, name, "be between 0 and 1", read(config, name))
+    _validate_arm(config)
+    _validate_data(config)
+    _validate_batch(config)
+
+
+def read(config: Config, name: str) -> Any:
+    """The value of `section.field`."""
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _require(holds: bool, name: str, rule: str, value: Any) -> None:
+    if not holds:
+        raise ValueError(f"{name} must {rule}, got {value!r}")
+
+
+def _validate_arm(config: Config) -> None:
+    """The arm is what the gate and the placebo make it; a mixture under an arm's name would mislead."""
+    gate, placebo = config.gate, config.placebo.kind
+    kinds = ("direction", "direction_matched", "labels", "lazy_pairs")
+    expected = PINNED.get(config.arm, "route")
+    _require(gate.kind == expected, "gate.kind", f"be {expected} for the arm {config.arm}", gate.kind)
+    if config.arm == "placebo":
+        _require(placebo in kinds, "placebo.kind", f"be one of {', '.join(kinds)} for the arm placebo", placebo)
+    else:
+        rule = f"be None for the arm {config.arm} (use configs/placebo.py)"
+        _require(placebo is None, "placebo.kind", rule, placebo)
+    _require(gate.low < gate.high, "gate.low", f"be < gate.high ({gate.high})", gate.low)
+    stop, warn = config.guard.stop_nats, config.guard.warn_nats
+    _require(warn <= stop, "guard.warn_nats", f"be <= guard.stop_nats ({stop})", warn)
+
+
+def _validate_data(config: Config) -> None:
+    data, modes = config.data, config.env.modes
+    _require(bool(data.train), "data.train", "name at least one source (JSONL path, URL, dataset name)", data.train)
+    rule = f"be distinct names out of {', '.join(MODES)}"
+    _require(bool(modes) and len(set(modes)) == len(modes) and set(modes) <= set(MODES), "env.modes", rule, modes)
+    if not data.heldout:
+        rule = "be between 0 and 1, both excluded, where data.heldout is empty"
+        _require(0 < data.heldout_frac < 1, "data.heldout_frac", rule, data.heldout_frac)
+    buckets = data.prompt_buckets
+    ascending = bool(buckets) and all(low < high for low, high in zip((0, *buckets), buckets, strict=False))
+    _require(ascending, "data.prompt_buckets", "be ascending positive lengths", buckets)
+    rule = f"hold a bucket of at least data.max_prompt_tokens ({data.max_prompt_tokens})"
+    _require(buckets[-1] >= data.max_prompt_tokens, "data.prompt_buckets", rule, buckets)
+
+
+def _validate_batch(config: Config) -> None:
+    rollout, teacher = config.rollout, config.teacher
+    rows = rollout.prompts * rollout.group_size
+    rule = f"divide the {rows} rollouts of a step (rollout.prompts * rollout.group_size)"
+    _require(rows % config.train.micro_batch == 0, "train.micro_batch", rule, config.train.micro_batch)
+    rule = f"be < rollout.group_size ({rollout.group_size}), so that a group has rollouts of its own"
+    _require(teacher.per_prompt < rollout.group_size, "teacher.per_prompt", rule, teacher.per_prompt)
+    if teacher.per_prompt:
+        rule = "name a pool of completions where teacher.per_prompt > 0 (or set --config.teacher.per_prompt=0)"
+        _require(bool(teacher.pool), "teacher.pool", rule, teacher.pool)
+    if config.eval.problems is not None:
+        _require(config.eval.problems >= 1, "eval.problems", "be >= 1, or None for all", config.eval.problems)
+    if config.grader.workers is not None:
+        _require(config.grader.workers >= 1, "grader.workers", "be >= 1, or None for one a core", config.grader.workers)
