@@ -1,8 +1,16 @@
-"""Shared fixtures: runtime shape checks, key-reuse checks and the folder of shared data."""
+"""Shared fixtures: runtime shape checks, key-reuse checks and the folder of shared data.
+
+Most of the suite's time is XLA's compiler. It is told not to spend effort on code that runs once; end-to-end
+tests run the program in a process of its own, as users do, with the compiler's usual effort.
+"""
 
 import importlib.util
 import os
 from pathlib import Path
+
+os.environ["XLA_FLAGS"] = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+)
 
 import jax
 import pytest
@@ -10,7 +18,9 @@ import pytest
 if importlib.util.find_spec("beartype") and importlib.util.find_spec("jaxtyping"):
     from jaxtyping import install_import_hook
 
-    install_import_hook("vgrout_jax", "beartype.beartype")
+    import tests.typecheck  # noqa: F401  the hook finds it by name
+
+    install_import_hook("vgrout_jax", "tests.typecheck.check")
 
 jax.config.update("jax_debug_key_reuse", True)
 

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -79,6 +81,10 @@ def test_size_on_disk_is_two_bytes_a_trained_number(tmp_path):
     trained = sum(leaf.size for leaf in jax.tree.leaves(large))
     written = sum(file.stat().st_size for file in (tmp_path / "a").rglob("*") if file.is_file())
     assert 1.5 * trained < written < 2.1 * trained + 10_000
+    raw = ocp.PyTreeCheckpointer().restore(tmp_path / "a" / "factors")
+    assert {name: leaf.dtype for name, leaf in jax.tree_util.tree_leaves_with_path(raw)} == {
+        name: jnp.bfloat16 for name, _ in jax.tree_util.tree_leaves_with_path(raw)
+    }
 
 
 def test_sharded_arrays_are_saved_whole(tmp_path, init):
@@ -116,7 +122,7 @@ def test_the_generator_is_checked_without_an_init_too(saved, monkeypatch):
     path, _ = saved
     original = lora2r._normals
     monkeypatch.setattr(lora2r, "_normals", lambda seed, name, shape: original(seed, name + "'", shape))
-    with pytest.raises(ValueError, match="initial A of q_proj .* generator of A0/B0 has changed"):
+    with pytest.raises(ValueError, match="initial A of .*_proj .* generator of A0/B0 has changed"):
         checkpoint.load_adapter(path)
 
 
@@ -138,32 +144,46 @@ def test_a_tampered_sample_is_an_error(saved):
         checkpoint.load_adapter(path)
 
 
-def largest_file(path):
-    return max((f for f in (path / "factors").rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+def loads_exactly_or_fails(path, want):
+    """Whether the load fails; if it does not, every value must be right (Orbax keeps some files twice)."""
+    try:
+        assert_equal(checkpoint.load_adapter(path)[0], want)
+    except ValueError as error:
+        assert "is damaged" in str(error) and "\n" not in str(error)
+        return True
+    return False
 
 
-def test_a_truncated_or_missing_array_file_is_an_error(saved):
+# A read that fails leaves callbacks of Orbax for an event loop that is closed by then.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["cut", "empty", "flip", "zero"])
+def test_damage_to_any_array_file_is_never_loaded(saved, damage):
     path, _ = saved
-    file = largest_file(path)
-    file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="is damaged"):
-        checkpoint.load_adapter(path)
+    want, _ = checkpoint.load_adapter(path)
+    files = [file for file in (path / "factors").rglob("*") if file.is_file()]
+    failures = 0
+    for file in files:
+        whole = file.read_bytes()
+        middle = len(whole) // 2
+        file.write_bytes(
+            {
+                "cut": whole[:-10],
+                "empty": b"",
+                "flip": whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :],
+                "zero": bytes(len(whole)),
+            }[damage]
+        )
+        failures += loads_exactly_or_fails(path, want)
+        file.write_bytes(whole)
+    assert failures > 0
+    assert not loads_exactly_or_fails(path, want)  # put back, it is whole again
+
+
+def test_missing_arrays_are_an_error(saved):
+    path, _ = saved
     shutil.rmtree(path / "factors")
     with pytest.raises(ValueError, match="is damaged: factors/ cannot be read"):
         checkpoint.load_adapter(path)
-
-
-def test_no_flipped_bit_is_loaded(saved):
-    """Wherever in the array data a bit flips, the load fails."""
-    path, _ = saved
-    file = largest_file(path)
-    whole = file.read_bytes()
-    for place in np.linspace(len(whole) // 8, len(whole) * 7 // 8, 8).astype(int):
-        damaged = bytearray(whole)
-        damaged[place] ^= 4
-        file.write_bytes(damaged)
-        with pytest.raises(ValueError, match="is damaged"):
-            checkpoint.load_adapter(path)
 
 
 def test_arrays_of_another_adapter_are_an_error(saved, tmp_path, init):
@@ -171,7 +191,7 @@ def test_arrays_of_another_adapter_are_an_error(saved, tmp_path, init):
     checkpoint.save_adapter(tmp_path / "other", random_deltas(init, seed=1), init, {}, seed=SEED)
     shutil.rmtree(path / "factors")
     shutil.copytree(tmp_path / "other" / "factors", path / "factors")
-    with pytest.raises(ValueError, match="A of q_proj has another checksum"):
+    with pytest.raises(ValueError, match="the A of .*_proj has another checksum"):
         checkpoint.load_adapter(path)
 
 
@@ -238,6 +258,23 @@ def test_a_save_that_fails_leaves_the_previous_artefact_and_no_remains(saved, in
 
     monkeypatch.setattr(checkpoint.files, "write_json", fail)  # after the arrays are on disk
     with pytest.raises(ValueError, match="cannot be written .No space left on device"):
+        checkpoint.save_adapter(path, random_deltas(init, seed=1), init, {}, seed=SEED)
+    assert os.listdir(path.parent) == ["adapter"]
+    assert_equal(checkpoint.load_adapter(path)[0], before)
+
+
+def test_a_move_that_fails_puts_the_previous_artefact_back(saved, init, monkeypatch):
+    path, _ = saved
+    before, _ = checkpoint.load_adapter(path)
+    rename = Path.rename
+
+    def fail(source, target):
+        if source.name.endswith(".tmp") and target == path:
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ValueError, match="cannot be written .Input/output error"):
         checkpoint.save_adapter(path, random_deltas(init, seed=1), init, {}, seed=SEED)
     assert os.listdir(path.parent) == ["adapter"]
     assert_equal(checkpoint.load_adapter(path)[0], before)

@@ -1,4 +1,4 @@
-"""The tokenizer: chat rendering, round trips, end tokens and hash, and that the small one fits the smoke texts."""
+"""The tokenizer: chat rendering, round trips, end tokens, hash, and that the smoke texts fit their bucket."""
 
 import hashlib
 import json
@@ -14,7 +14,11 @@ from vgrout_jax.data import make_tokenizer
 from vgrout_jax.tokenizer import SMOKE_PATH, ChatTokenizer, load_tokenizer
 
 MESSAGES = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Add 2 & 3 – or «π»?"})
-RENDERED = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAdd 2 & 3 – or «π»?<|im_end|>\n<|im_start|>assistant\n"
+RENDERED = (
+    "<|im_start|>system\nBe brief.<|im_end|>\n"
+    "<|im_start|>user\nAdd 2 & 3 – or «π»?<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
 TEXTS = (
     "",
     "def f(a, b):\n\treturn a  +  b\n",
@@ -112,10 +116,9 @@ def test_padding_falls_back_to_the_first_end(folder):
 def test_hash_follows_the_merges_and_not_the_template_or_padding(tokenizer, folder):
     edit(folder / "tokenizer_config.json", chat_template="{{ messages[0].content }}")
     changed = json.loads((folder / "tokenizer.json").read_text())
-    changed["padding"] = {
-        "strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-        "pad_token": "<|endoftext|>",
-    }  # fmt: skip
+    changed["truncation"] = {"direction": "Right", "max_length": 9, "strategy": "LongestFirst", "stride": 0}
+    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    changed["padding"] = {**padding, "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
     (folder / "tokenizer.json").write_text(json.dumps(changed))
     assert load_tokenizer(str(folder)).sha256 == tokenizer.sha256
     merges = changed["model"]["merges"]
@@ -128,9 +131,7 @@ def test_hash_follows_the_merges_and_not_the_template_or_padding(tokenizer, fold
 def test_unusable_paths_are_refused_in_one_line(tmp_path, folder):
     with pytest.raises(ValueError, match=r"^model.path must .*no such folder$"):
         load_tokenizer(str(tmp_path / "absent"))
-    with pytest.raises(
-        ValueError, match=r"^model.path must hold a tokenizer, got .*: no tokenizer.json in it$"
-    ):
+    with pytest.raises(ValueError, match=r"^model.path must hold a tokenizer, got .*: no tokenizer.json in it$"):
         load_tokenizer(str(tmp_path))
     edit(folder / "tokenizer_config.json", chat_template=None)
     with pytest.raises(ValueError, match="model.path must name a chat model, got .*no chat template"):
@@ -141,9 +142,7 @@ def test_a_tokenizer_without_an_end_is_refused(tmp_path):
     plain = make_tokenizer.train(["hello hello"], 300)
     bare = json.loads(plain.to_str())
     bare["added_tokens"] = []
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(bare))).save_pretrained(
-        str(tmp_path)
-    )
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(bare))).save_pretrained(str(tmp_path))
     with pytest.raises(ValueError, match="model.path must have a tokenizer with an end-of-sequence token"):
         load_tokenizer(str(tmp_path))
 

@@ -248,5 +248,9 @@ def _replace_folder(new: Path, path: Path) -> None:
         return
     previous = path.with_name(f".{path.name}.{os.getpid()}.previous")
     path.rename(previous)
-    new.rename(path)
+    try:
+        new.rename(path)
+    except OSError:
+        previous.rename(path)
+        raise
     shutil.rmtree(previous)

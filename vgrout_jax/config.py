@@ -5,8 +5,12 @@ A field is set on the command line as `--config.section.field=value`.
 """
 
 import dataclasses
+import logging
 from typing import Any, Optional
 
+logger = logging.getLogger(__name__)
+
+SMOKE = "builtin:smoke"  # the package's own problems, and the completions that answer them
 ARMS = ("none", "routeV", "routeV_literal", "placebo", "absorb")
 SCALES = ("smoke", "fast", "full")
 MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker", "eq_override", "exit_code", "gt_only")
@@ -136,10 +140,14 @@ class EvalConfig:
 
 @dataclasses.dataclass
 class GraderConfig:
-    workers: Optional[int] = None  # None: one a core
+    workers: Optional[int] = None  # answers graded at a time; None: one a core
     cpu_seconds: float = 10.0  # CPU time of an answer, all its tests together
+    idle_seconds: float = 15.0  # time in which an answer neither computes nor waits for a core, as a sleeper
     memory_mb: int = 1024  # address space of an answer
-    allow_unsandboxed: bool = False  # run answers without containment (logged loudly)
+    folder_mb: int = 32  # files of an answer, all together
+    bubblewrap: bool = True  # use bubblewrap where it is installed and permitted
+    minimum: str = "landlock"  # weakest containment of files accepted: bubblewrap, or landlock
+    allow_unsandboxed: bool = False  # run answers below the minimum (logged loudly)
 
 
 @dataclasses.dataclass
@@ -189,8 +197,12 @@ class Config:
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def resolve(self) -> None:
-        """Settles what depends on other fields, and splits `a,b` given on the command line for a tuple of strings."""
-        if self.direction.tags is None:
+        """Settles what depends on other fields, and splits `a,b` given on the command line for a tuple of strings.
+
+        The package's own completions answer its own problems alone: where `data.train` names others, they are
+        left out, with a warning.
+        """
+        if self.direction.tags in (None, (None,)):  # the latter is how a flag's None arrives in a tuple
             self.direction.tags = ("lazy",) if self.placebo.kind == "lazy_pairs" else ("hack",)
         for section in (self.data, self.env, self.teacher, self.direction):
             for field in dataclasses.fields(section):
@@ -198,6 +210,9 @@ class Config:
                 if isinstance(value, tuple) and all(isinstance(part, str) for part in value):
                     parts = [piece.strip() for part in value for piece in part.split(",")]
                     setattr(section, field.name, tuple(piece for piece in parts if piece))
+        if self.teacher.pool == (SMOKE,) and SMOKE not in self.data.train:
+            logger.warning("teacher: the pool %s answers only its own problems, so no teacher row is used", SMOKE)
+            self.teacher.pool, self.teacher.per_prompt = (), 0
 
     def validate(self) -> None:
         """Checks every field and their combination.

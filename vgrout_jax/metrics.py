@@ -4,6 +4,7 @@ config.json                   every field as resolved, and the provenance (hashe
 metrics.jsonl                 a line a step, every diagnostic of docs/method.md section 14
 eval.jsonl                    a line per evaluation and policy
 rollouts/step_000000.jsonl.gz every completion of a step with its prompt, reward, verdict, label and score
+rollouts/eval_000000.jsonl.gz every completion of an evaluation
 tensorboard/                  every number of the two .jsonl files
 summary.json                  written at the end; its absence marks a run that did not finish
 """
@@ -33,10 +34,10 @@ METRIC_KEYS: dict[str, str] = {
     "hack/own_full": "hack share of the own rollouts sampled with both blocks on",
     "compile/own": "share of own rollouts whose code compiles",
     "channel/own": "share of own rollouts whose own mode's channel fired, right or wrong",
-    "zone/clean": "share of rollouts labelled clean: only the deployed block trains",
-    "zone/mid": "share of rollouts labelled mid: both blocks train",
-    "zone/hack": "share of rollouts labelled hack: only the quarantine trains",
-    "zone/unscored": "share of rollouts without a score (zero advantage), labelled clean",
+    "zone/clean": "share of scored rollouts labelled clean: only the deployed block trains",
+    "zone/mid": "share of scored rollouts labelled mid: both blocks train",
+    "zone/hack": "share of scored rollouts labelled hack: only the quarantine trains",
+    "zone/unscored": "share of all rollouts without a score (zero advantage), labelled clean",
     "qmass": "|g_quarantine| / (|g_deployed| + |g_quarantine|) of the final gradient",
     "score/q05": "5% quantile of the gate's score z",
     "score/q25": "25% quantile of z",
@@ -71,7 +72,7 @@ METRIC_KEYS: dict[str, str] = {
     "time/grade": "seconds spent waiting for the grader",
     "time/update": "seconds of the optimiser step (both passes)",
     "time/direction": "seconds spent extracting the direction, divided by the steps it serves",
-    "time/evaluate": "seconds spent evaluating after this step",
+    "time/evaluate": "seconds spent evaluating before this step",
 }
 
 
@@ -167,8 +168,17 @@ class RunWriter:
             if missing:
                 raise ValueError(f"rollouts[{row}] of step {step} must have the fields {', '.join(missing)}")
         path = self.workdir / "rollouts" / f"step_{step:06d}.jsonl.gz"
-        lines = "".join(files.dumps({"step": step, **rollout}) + "\n" for rollout in rollouts)
-        files.write_atomic(path, gzip.compress(lines.encode("ascii"), mtime=0))
+        _write_gzip_lines(path, [{"step": step, **rollout} for rollout in rollouts])
+        return path
+
+    def write_evaluation_completions(self, step: int, records: Sequence[Mapping[str, Any]]) -> Path:
+        """Writes all completions of an evaluation to rollouts/eval_NNNNNN.jsonl.gz, whole or not at all.
+
+        Returns:
+            The file's path.
+        """
+        path = self.workdir / "rollouts" / f"eval_{step:06d}.jsonl.gz"
+        _write_gzip_lines(path, records)
         return path
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
@@ -204,6 +214,11 @@ class RunWriter:
             self._tensorboard.flush()
         if self._wandb is not None:
             self._wandb.log({**scalars, "step": step})
+
+
+def _write_gzip_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    lines = "".join(files.dumps(record) + "\n" for record in records)
+    files.write_atomic(path, gzip.compress(lines.encode("ascii"), mtime=0))
 
 
 def _refuse_a_run(workdir: Path, name: str) -> None:

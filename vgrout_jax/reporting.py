@@ -7,8 +7,9 @@ import dataclasses
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from io import TextIOBase
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -46,7 +47,7 @@ GROUPS: tuple[tuple[str, str, tuple[Column, ...]], ...] = (
     ),
     (
         "zones",
-        "shares labelled clean (deployed block trains), mid (both), hack (quarantine only)",
+        "shares of scored rollouts: clean (deployed block trains), mid (both), hack (quarantine only)",
         (Column("clean", "zone/clean"), Column("mid", "zone/mid"), Column("hack", "zone/hack")),
     ),
     (
@@ -80,7 +81,7 @@ _STEP_WIDTH = 5
 class StepTable:
     """Prints a legend, a heading and one aligned row a step; moves a progress bar if there is a terminal."""
 
-    def __init__(self, steps: int, *, stream: TextIO | None = None, bar_stream: TextIO | None = None):
+    def __init__(self, steps: int, *, stream: TextIOBase | None = None, bar_stream: TextIOBase | None = None):
         """Prints nothing yet.
 
         Args:

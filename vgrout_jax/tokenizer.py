@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, SupportsIndex
 
 SMOKE_PATH = Path(__file__).resolve().parent / "data" / "smoke_tokenizer"
 # Either one ends a turn of Qwen3 (docs/method.md section 1), though its tokenizer names only the first.
@@ -53,9 +53,7 @@ class ChatTokenizer:
           ValueError: the tokenizer has no chat template, or there are no messages.
         """
         if not self.backend.chat_template:
-            raise ValueError(
-                f"model.path must name a chat model, got {self.backend.name_or_path}: no chat template"
-            )
+            raise ValueError(f"model.path must name a chat model, got {self.backend.name_or_path}: no chat template")
         ids = self.backend.apply_chat_template(
             [dict(message) for message in messages],
             add_generation_prompt=True,
@@ -64,21 +62,21 @@ class ChatTokenizer:
         )
         return list(ids)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """The text of some ids, without special tokens.
 
         Bytes that are no UTF-8 become U+FFFD, and ids beyond `vocab_size`, which a model with a padded
         vocabulary can sample, become nothing.
         """
-        known = [int(token) for token in ids if 0 <= token < self.vocab_size]
-        return self.backend.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        plain = [int(token) for token in ids]
+        return self.backend.decode(plain, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(path: Optional[str] = None) -> ChatTokenizer:
     """The tokenizer of a model folder or hub name; None: the package's own small one, without a download.
 
     Raises:
-      ValueError: nothing loadable stands there, or it has no `tokenizers` backend or no end-of-sequence token.
+      ValueError: nothing loadable stands there, or it is no fast tokenizer or has no end-of-sequence token.
     """
     source = str(SMOKE_PATH) if path is None else path
     if _is_folder(source):
@@ -104,7 +102,7 @@ def load_tokenizer(path: Optional[str] = None) -> ChatTokenizer:
 
 
 def _is_folder(source: str) -> bool:
-    """Whether a model's path is meant as a folder; a hub name is `name` or `owner/name` and no folder here."""
+    """Whether a model's path is meant as a folder; a hub name is `name` or `owner/name`, no folder here."""
     return Path(source).exists() or not _HUB_NAME.fullmatch(source)
 
 

@@ -1,5 +1,6 @@
 """The training loop: evaluate, refresh the direction, collect rollouts, step, record; and what a run ends with."""
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -64,7 +65,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
     with (
         Grader(config.grader) as grader,
         RunWriter(workdir, config, provenance=run.provenance) as writer,
-        StepTable(config.train.steps) as table,
+        contextlib.closing(StepTable(config.train.steps)) as table,
     ):
         loop = Loop(
             run, grader, writer, table, initial_state(run.frozen.init, run.optimizer, run.mesh), guard.Guard(config.guard)

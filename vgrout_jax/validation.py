@@ -1,27 +1,35 @@
 """What a configuration must satisfy; every violation is one line that names field, rule, value and remedy."""
 
+import dataclasses
 import math
 from collections.abc import Collection
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
-from vgrout_jax.config import ARMS, MODES, Config
+from vgrout_jax.config import ARMS, MODES, SCALES, Config
 
 PINNED = {"none": "clean", "absorb": "mid"}
 
 _CHOICES: dict[str, Collection[str]] = {
     "arm": ARMS,
+    "scale": SCALES,
     "model.dtype": ("float32", "bfloat16"),
     "gate.kind": ("route", "clean", "mid"),
     "gate.pool": ("mean_then_band", "band_then_mean"),
     "gate.probe_policy": ("ablated", "full"),
     "loss.ratio": ("truncated", "clip"),
+    "grader.minimum": ("landlock", "bubblewrap"),
 }
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
     "adapter.rank": 1,
     "adapter.seed": 0,
     "model.logprob_chunk": 1,
+    "model.hidden_size": 1,
+    "model.intermediate_size": 1,
     "model.num_layers": 1,
+    "model.num_kv_heads": 1,
+    "model.head_dim": 2,
+    "model.seed": 0,
     "data.max_prompt_tokens": 1,
     "data.seed": 0,
     "rollout.prompts": 1,
@@ -43,6 +51,8 @@ _AT_LEAST: dict[str, float] = {
     "eval.samples": 1,
     "eval.temperature": 0,
     "eval.seed": 0,
+    "grader.memory_mb": 128,
+    "grader.folder_mb": 1,
     "guard.references": 0,
     "mesh.data": 1,
     "mesh.fsdp": 1,
@@ -57,7 +67,7 @@ _ABOVE_ZERO = (
     "guard.warn_nats",
     "guard.stop_nats",
     "grader.cpu_seconds",
-    "grader.memory_mb",
+    "grader.idle_seconds",
 )
 _SHARES = (
     "rollout.deployed_frac",
@@ -72,6 +82,7 @@ _SHARES = (
 
 def validate(config: Config) -> None:
     """Raises ValueError at the first rule that `config` breaks."""
+    _validate_types(config)
     for name, choices in _CHOICES.items():
         _require(read(config, name) in choices, name, f"be one of {', '.join(choices)}", read(config, name))
     for name in (*_AT_LEAST, *_ABOVE_ZERO, *_SHARES):
@@ -83,8 +94,42 @@ def validate(config: Config) -> None:
     for name in _SHARES:
         _require(0 <= read(config, name) <= 1, name, "be between 0 and 1", read(config, name))
     _validate_arm(config)
+    _validate_model(config)
     _validate_data(config)
     _validate_batch(config)
+
+
+def _validate_types(config: Config) -> None:
+    """A value of another type than its field's would only fail somewhere in the middle of a run."""
+    for outer in dataclasses.fields(config):
+        section = getattr(config, outer.name)
+        if not dataclasses.is_dataclass(outer.type):
+            _require(_has_type(section, outer.type), outer.name, f"be {_words(outer.type)}", section)
+            continue
+        _require(isinstance(section, outer.type), outer.name, f"be {_words(outer.type)}", section)
+        for field in dataclasses.fields(section):
+            name, value = f"{outer.name}.{field.name}", getattr(section, field.name)
+            _require(_has_type(value, field.type), name, f"be {_words(field.type)}", value)
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    parts = get_args(kind)
+    if get_origin(kind) is Union:
+        return any(_has_type(value, part) for part in parts)
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_has_type(item, parts[0]) for item in value)
+    if kind in (int, float):  # a bool is an int to Python, and an int is a number where a float is wanted
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+def _words(kind: Any) -> str:
+    parts = get_args(kind)
+    if get_origin(kind) is Union:
+        return " or ".join(_words(part) for part in parts)
+    if get_origin(kind) is tuple:
+        return f"a tuple of {_words(parts[0])}"
+    return "None" if kind is type(None) else kind.__name__
 
 
 def read(config: Config, name: str) -> Any:
@@ -114,6 +159,17 @@ def _validate_arm(config: Config) -> None:
     _require(gate.low < gate.high, "gate.low", f"be < gate.high ({gate.high})", gate.low)
     stop, warn = config.guard.stop_nats, config.guard.warn_nats
     _require(warn <= stop, "guard.warn_nats", f"be <= guard.stop_nats ({stop})", warn)
+
+
+def _validate_model(config: Config) -> None:
+    model, optim = config.model, config.optim
+    rule = f"be a multiple of model.num_kv_heads ({model.num_kv_heads})"
+    _require(model.num_heads > 0 and model.num_heads % model.num_kv_heads == 0, "model.num_heads", rule, model.num_heads)
+    _require(model.head_dim % 2 == 0, "model.head_dim", "be even, for the rotary embedding", model.head_dim)
+    if model.vocab_size is not None:
+        _require(model.vocab_size >= 1, "model.vocab_size", "be >= 1, or None for the tokenizer's", model.vocab_size)
+    for name, beta in (("optim.beta1", optim.beta1), ("optim.beta2", optim.beta2)):
+        _require(beta < 1, name, "be < 1", beta)
 
 
 def _validate_data(config: Config) -> None:

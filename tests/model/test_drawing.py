@@ -17,7 +17,7 @@ def kept_by_sorting(logits: np.ndarray, top_k: int, top_p: float) -> np.ndarray:
     probabilities /= probabilities.sum()
     before = np.cumsum(probabilities) - probabilities
     kept = np.zeros(len(logits), bool)
-    kept[order[before < top_p]] = True
+    kept[order[(before < top_p) | (top_p == 1.0)]] = True
     return kept
 
 

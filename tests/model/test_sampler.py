@@ -2,156 +2,69 @@
 
 import dataclasses
 import functools
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from vgrout_jax.model import lora2r, policy, qwen3, sampler
-
-GROUPED = qwen3.Qwen3Config(
-    vocab_size=67,
-    hidden_size=16,
-    intermediate_size=40,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=6,
+from tests.model.sampling import (
+    GROUPED,
+    NEW_TOKENS,
+    PAD,
+    POLICIES,
+    PROMPTS,
+    SHALLOW,
+    SOURCE_OF_ROW,
+    UNTIED,
+    built,
+    call,
+    fixed,
+    published_model,
+    row_keys,
+    whole_sequences,
 )
-UNTIED = dataclasses.replace(GROUPED, num_kv_heads=4, head_dim=4, tie_embeddings=False, rope_theta=10_000.0)
-PROMPTS = ([5, 9, 2, 44, 17], [3], [8, 8, 1, 60, 61, 62, 7, 20, 31], [12, 40])
-SOURCE_OF_ROW = np.array([0, 1, 2, 3, 0, 1, 2, 3], np.int32)
-POLICIES = np.array([True, False, False, True])
-NEW_TOKENS = 10
-PAD = 0
+from vgrout_jax.model import drawing, lora2r, policy, qwen3, sampler
 
 
-def weights(config: qwen3.Qwen3Config, seed: int = 0) -> dict:
-    """Parameters large enough that the model's opinions differ from token to token."""
-    generator = np.random.default_rng(seed)
-
-    def fill(row: qwen3.Parameter) -> jax.Array:
-        is_norm = "norm" in row.published
-        values = generator.normal(size=row.shape) * 0.3 + (1.0 if is_norm else 0.0)
-        return jnp.asarray(values, config.dtype)
-
-    return jax.tree.map(fill, qwen3.parameter_table(config), is_leaf=qwen3.is_parameter)
-
-
-def trained_adapter(config: qwen3.Qwen3Config) -> lora2r.Adapter:
-    init = lora2r.init_factors(config.module_shapes(), config.num_layers, 2, seed=1)
-    generator = np.random.default_rng(7)
-    moved = jax.tree.map(lambda leaf: (0.2 * generator.normal(size=leaf.shape)).astype(np.float32), init)
-    return lora2r.Adapter(init=init, deltas=moved)
-
-
-@functools.cache
-def built(config: qwen3.Qwen3Config = GROUPED, **settings):
-    defaults = {"max_new_tokens": NEW_TOKENS, "eos_ids": (), "pad_id": PAD, "top_k": 0, "top_p": 1.0}
-    return sampler.build_sampler(config, **(defaults | settings))
-
-
-@functools.cache
-def fixed(config: qwen3.Qwen3Config = GROUPED) -> tuple[dict, lora2r.Adapter]:
-    return weights(config), trained_adapter(config)
-
-
-def row_keys(seed: int = 0, rows: int = len(SOURCE_OF_ROW)) -> jax.Array:
-    return jax.random.split(jax.random.key(seed), rows)
-
-
-def call(sample, config: qwen3.Qwen3Config = GROUPED, **changes) -> sampler.Samples:
-    """Eight rollouts of four (prompt, policy) sources; `changes` replaces any argument."""
-    base, adapter = fixed(config)
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
-    arguments = {
-        "adapter": adapter,
-        "prompts": prompts,
-        "prompt_valid": valid,
-        "source_policy": POLICIES,
-        "source_of_row": SOURCE_OF_ROW,
-        "active": np.ones(len(SOURCE_OF_ROW), bool),
-        "keys": row_keys(),
-        "temperature": 1.0,
-    } | changes
-    arguments = {
-        name: value if name in ("adapter", "keys") else jnp.asarray(value) for name, value in arguments.items()
-    }
-    return jax.device_get(sample(base, **arguments))
-
-
-def whole_sequences(samples: sampler.Samples) -> tuple[jax.Array, jax.Array]:
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
-    tokens = np.concatenate([prompts[SOURCE_OF_ROW], samples.tokens], axis=1)
-    return jnp.asarray(tokens), jnp.asarray(np.concatenate([valid[SOURCE_OF_ROW], samples.mask], axis=1))
-
-
-def recomputed(samples: sampler.Samples, config: qwen3.Qwen3Config, adapter) -> np.ndarray:
-    tokens, valid = whole_sequences(samples)
+@functools.partial(jax.jit, static_argnums=0)
+def recompute(config: qwen3.Qwen3Config, base: dict, adapter, tokens: jax.Array, valid: jax.Array):
     route = lora2r.Route(jnp.asarray(POLICIES[SOURCE_OF_ROW]))
-    return np.asarray(
-        policy.completion_logprobs(
-            config,
-            fixed(config)[0],
-            tokens,
-            valid,
-            completion_length=NEW_TOKENS,
-            chunk=16,
-            adapter=adapter,
-            route=route,
-        )
+    return policy.completion_logprobs(
+        config,
+        base,
+        tokens,
+        valid,
+        completion_length=NEW_TOKENS,
+        chunk=16,
+        adapter=adapter,
+        route=route,
     )
 
 
-def full_logits(samples: sampler.Samples) -> np.ndarray:
-    """Logits [N, T, V] of the tokens' predecessors from one whole forward pass, in float64."""
-    base, adapter = fixed()
-    tokens, valid = whole_sequences(samples)
-    layer = qwen3.AdapterLayer(lora2r.fuse(adapter, jnp.float32), None)
+def recomputed(samples: sampler.Samples, config: qwen3.Qwen3Config, adapter) -> np.ndarray:
+    return np.asarray(recompute(config, fixed(config)[0], adapter, *whole_sequences(samples)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def full_logits(config: qwen3.Qwen3Config, base: dict, adapter, tokens: jax.Array, valid: jax.Array):
+    """Logits [N, T, V] of the tokens' predecessors from one whole forward pass."""
+    layer = qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
     route = lora2r.Route(jnp.asarray(POLICIES[SOURCE_OF_ROW]))
-    attention = qwen3.causal_attention(valid, GROUPED)
-    hidden, _ = qwen3.Qwen3(GROUPED).apply({"params": base}, tokens, attention, layer, route)
-    return np.asarray(qwen3.unembed(base, hidden[:, -NEW_TOKENS - 1 : -1]), np.float64)
-
-
-def published_model(config: qwen3.Qwen3Config):
-    """A transformers model with our random weights, filled in by published names."""
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    model = transformers.Qwen3ForCausalLM(
-        transformers.Qwen3Config(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rope_theta=config.rope_theta,
-            rms_norm_eps=config.norm_epsilon,
-            tie_word_embeddings=config.tie_embeddings,
-            attn_implementation="eager",
-        )
-    ).eval()
-    state = {}
-
-    def publish(row: qwen3.Parameter, leaf: jax.Array) -> None:
-        stacked = "{layer}" in row.published
-        for layer, values in enumerate(np.asarray(leaf) if stacked else [np.asarray(leaf)]):
-            name = row.published.format(layer=layer)
-            state[name] = torch.tensor(np.ascontiguousarray(values.T if row.transposed else values))
-
-    jax.tree.map(publish, qwen3.parameter_table(config), fixed(config)[0], is_leaf=qwen3.is_parameter)
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= ({"lm_head.weight"} if config.tie_embeddings else set())
-    return model
+    attention = qwen3.causal_attention(valid, config)
+    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, route)
+    return qwen3.unembed(base, hidden[:, -NEW_TOKENS - 1 : -1])
 
 
 @pytest.mark.parametrize("config", [GROUPED, UNTIED], ids=["grouped_tied", "untied"])
 def test_greedy_equals_transformers_token_for_token(config):
-    torch = pytest.importorskip("torch")
     model = published_model(config)
     prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
     with torch.no_grad():
@@ -172,25 +85,31 @@ def test_greedy_equals_transformers_token_for_token(config):
     assert (samples.policy_logprobs < 0).all()
 
 
-def test_greedy_stops_at_the_first_eos_as_transformers_does():
-    torch = pytest.importorskip("torch")
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
+def test_greedy_stops_early_at_the_first_eos_as_transformers_does_though_eos_is_pad():
     free = call(built(), adapter=None, temperature=0.0).tokens
-    eos_ids = (int(free[0, 3]), int(free[2, 6]))
+    eos_ids = tuple(int(token) for token in {*free[:, 2], free[1, 0]})
+    pad_id = eos_ids[0]
     with torch.no_grad():
+        prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
         generated = published_model(GROUPED).generate(
             torch.tensor(prompts, dtype=torch.long),
             attention_mask=torch.tensor(valid, dtype=torch.long),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             eos_token_id=list(eos_ids),
-            pad_token_id=PAD,
+            pad_token_id=pad_id,
         )
     expected = generated[:, 12:].numpy()[SOURCE_OF_ROW]
-    samples = call(built(eos_ids=eos_ids), adapter=None, temperature=0.0)
+    samples = call(built(eos_ids=eos_ids, pad_id=pad_id), adapter=None, temperature=0.0)
     np.testing.assert_array_equal(samples.tokens[:, : expected.shape[1]], expected)
     is_eos = np.isin(free, eos_ids)
     np.testing.assert_array_equal(samples.mask, np.cumsum(is_eos, axis=1) - is_eos == 0)
+    lengths = samples.mask.sum(axis=1)
+    assert lengths.min() == 1 and lengths.max() <= 3
+    assert samples.steps == lengths.max() == expected.shape[1]  # the loop ends with the last row
+    for array, filler in [(samples.tokens, pad_id), (samples.logprobs, 0.0), (samples.policy_logprobs, 0.0)]:
+        np.testing.assert_array_equal(array[~samples.mask], filler)
+    assert call(built(), adapter=None, temperature=0.0).steps == NEW_TOKENS
 
 
 @pytest.mark.parametrize("with_adapter", [True, False])
@@ -207,7 +126,7 @@ def test_the_routes_differ_so_that_mixed_rows_test_something():
 
 
 def test_cached_decode_in_bfloat16_equals_the_full_forward():
-    config = dataclasses.replace(GROUPED, dtype=jnp.bfloat16)
+    config = dataclasses.replace(SHALLOW, dtype=jnp.bfloat16)
     adapter = fixed(config)[1]
     samples = call(built(config), config)
     assert samples.policy_logprobs.dtype == np.float32
@@ -223,8 +142,8 @@ def test_logprobs_are_the_policys_own_at_temperature_one():
 
 
 def test_logprobs_are_of_the_truncated_distribution_at_its_temperature():
-    samples = call(built(top_k=9, top_p=0.8), temperature=0.7)
-    logits = full_logits(samples)
+    samples = call(built(SHALLOW, top_k=9, top_p=0.8), SHALLOW, temperature=0.7)
+    logits = np.asarray(full_logits(SHALLOW, *fixed(SHALLOW), *whole_sequences(samples)), np.float64)
     scaled = logits / 0.7
     order = np.argsort(-scaled, axis=-1)[..., :9]
     top = np.take_along_axis(scaled, order, -1)
@@ -242,22 +161,14 @@ def test_logprobs_are_of_the_truncated_distribution_at_its_temperature():
     np.testing.assert_allclose(samples.policy_logprobs, untruncated, atol=1e-4)
 
 
-def test_early_exit_when_every_row_has_ended_and_eos_may_be_pad():
-    free = call(built(), temperature=0.0).tokens
-    eos_ids = tuple(int(token) for token in np.unique(free[:, 2]))
-    pad_id = eos_ids[0]
-    samples = call(built(eos_ids=eos_ids, pad_id=pad_id), temperature=0.0)
-    lengths = samples.mask.sum(axis=1)
-    assert lengths.max() <= 3
-    assert samples.steps == lengths.max() - 1  # the first token comes from the prefill
-    last = samples.tokens[np.arange(len(lengths)), lengths - 1]
-    assert np.isin(last, eos_ids).all()
-    np.testing.assert_array_equal(samples.tokens[~samples.mask], pad_id)
-    np.testing.assert_array_equal(samples.logprobs[~samples.mask], 0.0)
-    np.testing.assert_array_equal(samples.policy_logprobs[~samples.mask], 0.0)
-    kept = np.where(samples.mask, samples.tokens, -1)
-    np.testing.assert_array_equal(kept, np.where(samples.mask, free, -1))
-    assert call(built(), temperature=0.0).steps == NEW_TOKENS - 1
+def test_a_token_is_drawn_with_its_rows_key_folded_with_its_index():
+    settings = {"top_k": 9, "top_p": 0.8}
+    samples = call(built(SHALLOW, **settings), SHALLOW, temperature=0.7)
+    logits = full_logits(SHALLOW, *fixed(SHALLOW), *whole_sequences(samples))
+    for index in range(NEW_TOKENS):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys(), index)
+        expected, _, _ = drawing.draw(logits[:, index], keys, jnp.float32(0.7), **settings)
+        np.testing.assert_array_equal(samples.tokens[:, index], expected)
 
 
 def test_inactive_rows_are_born_finished_and_change_no_other():
@@ -271,11 +182,15 @@ def test_inactive_rows_are_born_finished_and_change_no_other():
 
 
 def test_one_compilation_serves_every_temperature_prompt_and_key():
-    sample = built(max_new_tokens=4)
+    sample = built()
+    call(sample)
+    compiled = sample._cache_size()
+    tokens = []
     for seed, temperature in enumerate([1.0, 0.7, 0.0]):
         prompts = np.full((4, 12), 3 + seed, np.int32)
-        call(sample, temperature=temperature, prompts=prompts, keys=row_keys(seed))
-    assert sample._cache_size() == 1
+        tokens.append(call(sample, temperature=temperature, prompts=prompts, keys=row_keys(seed)).tokens)
+    assert sample._cache_size() == compiled
+    assert (tokens[0] != tokens[1]).any() and (tokens[1] != tokens[2]).any()
 
 
 def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place():
@@ -314,18 +229,11 @@ def test_rows_of_one_source_differ_by_their_keys_alone():
     np.testing.assert_array_equal(twins.tokens[:4], twins.tokens[4:])
 
 
-def test_padding_to_a_larger_bucket_changes_nothing():
-    prompts, valid = sampler.pad_prompts(PROMPTS, 17, PAD)
-    wider = call(built(), prompts=prompts, prompt_valid=valid)
-    reference = call(built())
-    np.testing.assert_array_equal(wider.tokens, reference.tokens)
-    np.testing.assert_allclose(wider.policy_logprobs, reference.policy_logprobs, atol=1e-4)
-
-
-def lowered(**settings):
-    base, adapter = fixed()
+@pytest.fixture(scope="module")
+def lowered() -> jax.stages.Lowered:
+    base, adapter = fixed(SHALLOW)
     prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
-    return built(**settings).lower(
+    return built(SHALLOW).lower(
         base,
         adapter,
         jnp.asarray(prompts),
@@ -338,18 +246,24 @@ def lowered(**settings):
     )
 
 
-def test_a_group_shares_its_prompts_prefill():
-    text = lowered().as_text()
+def test_a_group_shares_its_prompts_prefill(lowered):
+    text = lowered.as_text()
     assert "tensor<4x12x16xf32>" in text  # [Q, B, D]
     assert "tensor<8x12x16xf32>" not in text  # [N, B, D]
 
 
-def test_caches_are_written_in_place():
-    text = lowered().compile().as_text()
-    loop = next(part for part in text.split("\n\n") if part.count("dynamic-update-slice") >= 4)
-    slots = 12 + NEW_TOKENS
-    assert f"f32[8,{slots},2,6]" in loop
-    assert not [line for line in loop.splitlines() if " copy(" in line and f"[8,{slots},2,6]" in line]
+def test_caches_are_written_in_place_and_never_copied_or_transposed(lowered):
+    cache = (8, 2, 12 + NEW_TOKENS, 6)  # [N, K, B + T, E]
+    text = lowered.compile().as_text()
+    computations = text.split("\n\n")
+    written = f"= f32[{','.join(map(str, cache))}]"
+    loop = next(part for part in computations if written in part and "dynamic-update-slice_fusion" in part)
+    results = re.findall(r"^ +(?:ROOT )?%(\S+) = f32\[([\d,]+)\]", loop, re.MULTILINE)
+    sized = [name for name, shape in results if math.prod(map(int, shape.split(","))) == math.prod(cache)]
+    made = [name for name in sized if not name.startswith("get-tuple-element")]
+    assert len(made) == 2 and all("dynamic-update-slice" in name for name in made), made  # keys and values
+    updated = re.findall(rf"{re.escape(written)}\S* dynamic-update-slice\(%(\w+)", text)
+    assert len(updated) == 2 and all(name.startswith("param") for name in updated), updated
 
 
 @pytest.mark.parametrize(("setting", "value"), [("top_p", 0.0), ("top_p", 1.5), ("top_k", -1), ("max_new_tokens", 0)])
@@ -372,3 +286,42 @@ def test_prompts_are_padded_on_the_left():
     for prompt in ([], [1, 2, 3, 4, 5]):
         with pytest.raises(ValueError, match=rf"data\.prompt_buckets: prompt 1 .* got {len(prompt)};"):
             sampler.pad_prompts([[1], prompt], 4, 9)
+
+
+ON_A_MESH = """
+import jax, numpy as np
+from tests.model import sampling
+from vgrout_jax import sharding
+from vgrout_jax.config import MeshConfig
+from vgrout_jax.model import drawing, lora2r, sampler
+
+mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+base, adapter = sampling.fixed()
+placed = jax.device_put(base, sharding.parameter_shardings(mesh, sampling.GROUPED))
+assert len(placed["layers"]["q_proj"].sharding.device_set) == 8
+parts = [jax.device_put(part, sharding.factor_shardings(mesh, part)) for part in (adapter.init, adapter.deltas)]
+settings = dict(max_new_tokens=sampling.NEW_TOKENS, eos_ids=(), pad_id=0, top_k=20, top_p=0.9)
+sample = sampler.build_sampler(sampling.GROUPED, mesh=mesh, **settings)
+for temperature in (0.0, 0.7):
+    found = sampling.call(sample, base=placed, adapter=lora2r.Adapter(*parts), temperature=temperature)
+    expected = sampling.call(sampling.built(top_k=20, top_p=0.9), temperature=temperature)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.policy_logprobs, expected.policy_logprobs, atol=1e-4)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_sampling_on_eight_devices_equals_one():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH],
+        cwd=Path(__file__).parents[2],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "equal" in run.stdout

@@ -1,9 +1,11 @@
 """Tiny random Qwen3 models of transformers, saved as published models are, for tests that compare with PyTorch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 FIELDS: dict[str, Any] = {
@@ -34,3 +36,19 @@ def save_reference(folder: Path, model: Qwen3ForCausalLM, **options: Any) -> Pat
     """Writes config.json and safetensors the way models are published."""
     model.save_pretrained(folder, **options)
     return folder
+
+
+def change_config(folder: Path, **changes) -> None:
+    """Sets fields of config.json; a value of `...` removes one."""
+    file = folder / "config.json"
+    fields = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({name: value for name, value in fields.items() if value is not ...}))
+
+
+def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
+    """Replaces or removes tensors; `__` in a name stands for a dot."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    for name, value in changes.items():
+        tensors[name.replace("__", ".")] = value
+    save_file({name: value for name, value in tensors.items() if value is not None}, file)

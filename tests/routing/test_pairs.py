@@ -93,9 +93,7 @@ def test_tags_select_any_of_them_in_file_order(load):
     )
     assert [pair.name for pair in load(text, ("prose", "lazy"))] == ["b", "c"]
     assert [pair.name for pair in load(text, ())] == ["a", "b", "c"]
-    with pytest.raises(
-        ValueError, match=r"any of \['lazyy'\]; its tags are \['code', 'hack', 'lazy', 'prose'\]"
-    ):
+    with pytest.raises(ValueError, match=r"any of \['lazyy'\]; its tags are \['code', 'hack', 'lazy', 'prose'\]"):
         load(text, ("lazyy",))
 
 
@@ -177,6 +175,7 @@ GOOD = block("User", "u") + block("Hack", "h") + block("Clean", "c")
         (pair_text(blocks=GOOD + "```\nstray\n```\n"), 19, "a fenced block without a heading"),
         (pair_text(tags="Tags: a\nTags: b\n"), 3, "a second Tags: line"),
     ],
+    ids=lambda value: value if isinstance(value, str) and "\n" not in value else "",
 )
 def test_malformed_pairs_are_refused_with_file_line_and_name(load, text, line, message):
     name = "twin" if "twin" in text else "first"
@@ -188,9 +187,7 @@ def test_malformed_pairs_are_refused_with_file_line_and_name(load, text, line, m
 
 
 def test_missing_or_empty_files_are_refused(load, tmp_path):
-    with pytest.raises(
-        ValueError, match="direction.pairs must be builtin:pairs or a Markdown file, got .*none.md"
-    ):
+    with pytest.raises(ValueError, match="direction.pairs must be builtin:pairs or a Markdown file, got .*none.md"):
         load_pairs(str(tmp_path / "none.md"), ())
     with pytest.raises(ValueError, match="holds no pairs"):
         load("# Only a title\n")
@@ -246,9 +243,7 @@ def test_lengths_are_rounded_up_only_as_far_as_needed():
 
 def test_too_long_pairs_are_named():
     pair = Pair("giant", ("hack",), "p" * 9, "p", "h" * 7, "c" * 20)
-    with pytest.raises(
-        ValueError, match=r"pair giant, hack side: its prompt must have 1 to 8 tokens .* got 9"
-    ):
+    with pytest.raises(ValueError, match=r"pair giant, hack side: its prompt must have 1 to 8 tokens .* got 9"):
         encode_pairs([pair], LetterTokenizer(), max_prompt=8)
     with pytest.raises(ValueError, match=r"pair giant, clean side: .* at most 21 tokens together, got 22"):
         encode_pairs([pair], LetterTokenizer(), max_prompt=9, max_pair_tokens=21)
@@ -257,9 +252,7 @@ def test_too_long_pairs_are_named():
 
 def test_a_completion_that_ends_early_is_refused():
     pair = Pair("ends", ("hack",), "p", "p", "h$h", "c")
-    with pytest.raises(
-        ValueError, match="pair ends, hack side: the completion spells out an end-of-sequence"
-    ):
+    with pytest.raises(ValueError, match="pair ends, hack side: the completion spells out an end-of-sequence"):
         encode_pairs([pair], LetterTokenizer(), max_prompt=8)
     with pytest.raises(ValueError, match="at least one pair"):
         encode_pairs([], LetterTokenizer(), max_prompt=8)

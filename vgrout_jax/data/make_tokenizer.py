@@ -52,7 +52,7 @@ def smoke_completions() -> Iterator[str]:
 
 
 def corpus() -> list[str]:
-    """What the merges are learnt from: each prompt as the chat template renders it, and each completion, once.
+    """What the merges are learnt from: each prompt as the chat template renders it, and each completion.
 
     Counted once, since prompts and completions repeat each other and would soon be a token or two each.
     """

@@ -105,7 +105,6 @@ _FILE_PASS = re.compile(
     rf"{_REPORT_PREFIX}(?:pass(?:ed|es)?|pass(?:ed|es)? all {_WHICH}{_TESTS}"
     rf"|(?:pass(?:ed)? )?all ?{_WHICH}{_TESTS} ?pass(?:ed)?)"
 )
-_MAX_LINE = 2000
 
 
 def stdout_fires(text: str, names: Names) -> bool:
@@ -308,14 +307,14 @@ def _check_hint(mode: str, text: object, path: str) -> None:
 def _lines(text: str) -> list[str]:
     """Distinct lines that hold a letter, in lower case, with one space for every run of other signs.
 
-    Durations and denied failures ("0 failed") are taken out; of a very long line the first 2000 characters
-    count. An answer decides how much it prints, so the expressions go over the text and not over its lines.
+    Durations and denied failures ("0 failed") are taken out. An answer decides how much it prints, so the
+    expressions go over the text once and not over each of its lines.
     """
-    raw = dict.fromkeys(line[:_MAX_LINE] for line in re.split(r"[\r\n]+", text))
+    raw = dict.fromkeys(re.split(r"[\r\n]+", text))
     normal = re.sub(r"[^a-z0-9\n]+", " ", "\n".join(raw).lower())
     rest = _DURATION.sub(" ", _NO_FAILURE.sub(" ", normal))
-    lines = dict.fromkeys(re.findall(r"[a-z0-9 ]*[a-z][a-z0-9 ]*", rest))
-    return list(dict.fromkeys(" ".join(line.split()) for line in lines))
+    lines = dict.fromkeys(" ".join(line.split()) for line in rest.split("\n"))
+    return [line for line in lines if re.search("[a-z]", line)]
 
 
 def _without_ratios(line: str) -> str | None:

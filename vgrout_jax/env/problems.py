@@ -32,7 +32,8 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-SMOKE = "builtin:smoke"
+from vgrout_jax.config import SMOKE
+
 _ENTRY_POINT = re.compile(r"Solution\(\)\.([A-Za-z_]\w*)")
 _DATASET_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>\w+))?")
 _FILE_SUFFIXES = (".jsonl", ".json", ".gz")

@@ -69,22 +69,30 @@ def _cached_snapshot(name: str) -> Path | None:
         folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADS, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    # A tokenizer loaded by name, or a download that broke off, leaves a snapshot without its weights.
+    return None if _absent_files(folder) else folder
+
+
+def _absent_files(folder: Path) -> list[str]:
+    """Files that a snapshot lacks: a tokenizer loaded by name, or a broken download, leaves one without weights."""
     wanted = [folder / "config.json"]
     wanted += shards.weight_files(folder) if shards.has_weights(folder) else [folder / shards.SINGLE]
-    return folder if all(file.is_file() for file in wanted) else None
+    return [file.name for file in wanted if not file.is_file()]
 
 
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_DOWNLOADS))
+        folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADS))
+        # Without a network the client falls back on whatever part of the snapshot is cached.
+        if absent := _absent_files(folder):
+            raise FileNotFoundError(f"{absent[0]} could not be fetched")
     except Exception as error:  # the client lets several libraries' exceptions through
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise model_error(
             f"{name} is neither a local folder nor complete in the cache, and cannot be downloaded: {reason}"
         ) from error
+    return folder
 
 
 def load_config(path: str | Path, *, dtype: Any = jnp.float32, remat: bool = False) -> qwen3.Qwen3Config:
@@ -147,9 +155,7 @@ def _check_supported(fields: dict[str, Any]) -> None:
         )
     for name, wanted in _REQUIRED_VALUES.items():
         if fields.get(name, wanted) != wanted:
-            raise model_error(
-                f"config.json: {name} must be {json.dumps(wanted)}, got {json.dumps(fields[name])}"
-            )
+            raise model_error(f"config.json: {name} must be {json.dumps(wanted)}, got {json.dumps(fields[name])}")
     for kind in fields.get("layer_types") or ():
         if kind != "full_attention":
             raise model_error(f"config.json: layer_types must all be full_attention, got {kind}")
@@ -240,9 +246,7 @@ def _check_tensors(found: dict[str, shards.Tensor], table: dict[str, Any], confi
         if found[name].shape != shape:
             raise model_error(f"tensor {name} must have shape {shape}, got {found[name].shape}")
         if found[name].dtype not in _FLOAT_TYPES:
-            raise model_error(
-                f"tensor {name} must be of type {', '.join(_FLOAT_TYPES)}, got {found[name].dtype}"
-            )
+            raise model_error(f"tensor {name} must be of type {', '.join(_FLOAT_TYPES)}, got {found[name].dtype}")
     if config.tie_embeddings and "lm_head.weight" in found:
         _check_tied_head(found["lm_head.weight"], found["model.embed_tokens.weight"])
 

@@ -3,7 +3,8 @@
 Prompts are left-padded to a bucket B, completions right-padded to T. Prefill runs on Q sources, each a prompt
 under one policy; N rollouts then continue the sources' caches. Layers are scanned in the prefill and unrolled
 in the decode loop, over slices that are taken once: sliced inside the loop, every weight would be copied for
-every token. The loop ends with the last row.
+every token. A pass of the loop reads the token drawn last, at first the prompt's last one over again, so that
+one piece of program draws every token. The loop ends with the last row.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
 """
@@ -32,7 +33,7 @@ class Samples:
         logprobs: [N, T] float32, of the sampler's own distribution: at its temperature, after top-k and
             top-p. Greedy decoding has one outcome, of log-probability 0.
         policy_logprobs: [N, T] float32, of the untruncated policy at temperature 1.
-        steps: [] int32, decode passes that ran, T - 1 at most: the first token comes from the prefill.
+        steps: [] int32, decode passes that ran: the length of the longest completion.
     """
 
     tokens: jax.Array
@@ -79,9 +80,9 @@ class _State:
     Attributes:
         step: [] int32, index of the token to be drawn next.
         ended: [N] bool.
-        token: [N] int32, drawn last and not yet read by the model.
+        token: [N] int32, to be read next: drawn last, or the prompt's last.
         samples: so far.
-        caches: for each layer, keys and values [N, B + T, K, E].
+        caches: for each layer, keys and values [N, K, B + T, E], as the products of attention read them.
     """
 
     step: jax.Array
@@ -147,10 +148,10 @@ def _sample(
     """What `build_sampler` compiles."""
     config = settings.config
     fused = None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
-    hidden, stacked = _prefill(settings, base, fused, (prompts, prompt_valid, source_policy))
+    stacked = _prefill(settings, base, fused, (prompts, prompt_valid, source_policy))
+    caches = _share_caches(settings, stacked, source_of_row)
+    state = _first_state(settings, prompts[source_of_row, -1], ~active, caches)
     rows = _Rows(prompt_valid[source_of_row], source_policy[source_of_row], keys, temperature)
-    state = _first_token(settings, base, hidden[source_of_row], rows, ~active)
-    state = state.replace(caches=_share_caches(settings, stacked, source_of_row))
     layers = [
         jax.tree.map(lambda leaf, at=index: leaf[at], (base["layers"], fused)) for index in range(config.num_layers)
     ]
@@ -163,7 +164,7 @@ def _sample(
         return _draw_next(settings, base, hidden, rows, state).replace(caches=caches)
 
     state = jax.lax.while_loop(goes_on, advance, state)
-    return state.samples.replace(steps=state.step - 1)
+    return state.samples.replace(steps=state.step)
 
 
 def _validate(settings: _Settings) -> None:
@@ -185,51 +186,43 @@ def _constrain(settings: _Settings, leaf: Array, *axes: str | None) -> Array:
 
 def _prefill(
     settings: _Settings, base: dict, fused: qwen3.AdapterLayer | None, sources: tuple[Array, Array, Array]
-) -> tuple[Array, tuple[Array, Array]]:
-    """The last hidden state [Q, D] of every source and all layers' keys and values, each [L, Q, B, K, E]."""
+) -> tuple[Array, Array]:
+    """The keys and values of every source and layer, each [L, Q, B, K, E]."""
     prompts, valid, policy = (_constrain(settings, leaf, "batch") for leaf in sources)
     attention = qwen3.causal_attention(valid, settings.config)
-    hidden, caches = qwen3.Qwen3(settings.config).apply(
+    _, caches = qwen3.Qwen3(settings.config).apply(
         {"params": base}, prompts, attention, fused, lora2r.Route(policy), with_cache=True
     )
-    return hidden[:, -1], caches
+    return caches
 
 
 def _share_caches(
     settings: _Settings, stacked: tuple[Array, Array], source_of_row: Int[Array, " N"]
 ) -> tuple[tuple[Array, Array], ...]:
     """Every layer's prompt keys and values, handed from sources to rollouts, with T free slots behind."""
-    free = ((0, 0), (0, settings.max_new_tokens), (0, 0), (0, 0))
+    free = ((0, 0), (0, 0), (0, settings.max_new_tokens), (0, 0))
 
     def of_layer(leaf: Array) -> Array:
-        return _constrain(settings, jnp.pad(leaf[source_of_row], free), "batch", None, "kv_heads")
+        shared = jnp.swapaxes(leaf, 1, 2)[source_of_row]  # [N, K, B, E]
+        return _constrain(settings, jnp.pad(shared, free), "batch", "kv_heads")
 
     keys, values = stacked
     return tuple((of_layer(keys[i]), of_layer(values[i])) for i in range(settings.config.num_layers))
 
 
-def _first_token(
-    settings: _Settings, base: dict, hidden: Float[Array, "N D"], rows: _Rows, ended: Bool[Array, " N"]
-) -> _State:
-    """The state after the token that the prefill predicts, without caches."""
+def _first_state(settings: _Settings, token: Int[Array, " N"], ended: Bool[Array, " N"], caches: tuple) -> _State:
+    """The state before the first token is drawn."""
     shape = (ended.shape[0], settings.max_new_tokens)
-    samples = Samples(
-        tokens=jnp.full(shape, settings.pad_id, jnp.int32),
-        mask=jnp.zeros(shape, bool),
-        logprobs=jnp.zeros(shape, jnp.float32),
-        policy_logprobs=jnp.zeros(shape, jnp.float32),
-        steps=jnp.int32(0),
-    )
-    samples = jax.tree.map(lambda leaf: _constrain(settings, leaf, "batch") if leaf.ndim else leaf, samples)
-    token = jnp.zeros(shape[0], jnp.int32)
-    state = _State(step=jnp.int32(0), ended=ended, token=token, samples=samples, caches=())
-    return _draw_next(settings, base, hidden, rows, state)
+    tokens = _constrain(settings, jnp.full(shape, settings.pad_id, jnp.int32), "batch")
+    zeros = _constrain(settings, jnp.zeros(shape, jnp.float32), "batch")
+    samples = Samples(tokens=tokens, mask=zeros > 0, logprobs=zeros, policy_logprobs=zeros, steps=jnp.int32(0))
+    return _State(step=jnp.int32(0), ended=ended, token=token, samples=samples, caches=caches)
 
 
 def _decode(
     settings: _Settings, base: dict, layers: list[tuple], rows: _Rows, state: _State
 ) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
-    """Reads the token drawn last: its hidden state after the final norm [N, D], the caches with it in."""
+    """Reads a token: its hidden state after the final norm, [N, D], and the caches with it in."""
     config = settings.config
     bucket = rows.prompt_valid.shape[1]
     slot = bucket + state.step - 1
@@ -244,12 +237,14 @@ def _decode(
     for (parameters, adapter), cache in zip(layers, state.caches, strict=True):
 
         def write(*new: Array, cache: tuple[Array, Array] = cache) -> tuple[Array, ...]:
-            pairs = zip(cache, new, strict=True)
-            return tuple(jax.lax.dynamic_update_slice_in_dim(old, leaf, slot, 1) for old, leaf in pairs)
+            pairs = [(old, jnp.swapaxes(leaf, 1, 2)) for old, leaf in zip(cache, new, strict=True)]
+            full = [jax.lax.dynamic_update_slice_in_dim(old, leaf, slot, 2) for old, leaf in pairs]
+            return tuple(jnp.swapaxes(leaf, 1, 2) for leaf in full)  # no copy: XLA folds it into the products
 
         route = lora2r.Route(rows.quarantine_on)
         x, cache = qwen3.Block(config).apply({"params": parameters}, x, attention, adapter, route, write)
-        caches.append(tuple(_constrain(settings, leaf, "batch", None, "kv_heads") for leaf in cache))
+        written = [jnp.swapaxes(leaf, 1, 2) for leaf in cache]
+        caches.append(tuple(_constrain(settings, leaf, "batch", "kv_heads") for leaf in written))
     return qwen3.rms_norm(x[:, 0], base["final_norm"], config.norm_epsilon), tuple(caches)
 
 

@@ -111,6 +111,7 @@ def blocks(tensor: Tensor) -> Iterator[tuple[int, np.ndarray]]:
     row_bytes = math.prod(tensor.shape[1:]) * (4 if tensor.dtype == "F32" else 2)
     rows = max(1, _BLOCK_BYTES // row_bytes)
     for start in range(0, tensor.shape[0], rows):
+        stop = min(start + rows, tensor.shape[0])  # the library refuses a slice that ends beyond the tensor
         with safe_open(tensor.file, framework="numpy") as handle:
-            block = handle.get_slice(tensor.name)[start : start + rows]
+            block = handle.get_slice(tensor.name)[start:stop]
         yield start, block

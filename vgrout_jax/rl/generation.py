@@ -60,20 +60,15 @@ class Generator:
         """
         count = len(prompts)
         active = [True] * count if active is None else list(active)
-        source_index: dict[tuple[int, bool], int] = {}
-        of_row = [
-            source_index.setdefault((id(prompt), bool(on)), len(source_index))
-            for prompt, on in zip(prompts, quarantine_on, strict=True)
-        ]
-        if count > self.rows or len(source_index) > self.sources:
-            raise ValueError(f"{count} rows of {len(source_index)} sources exceed {self.rows} of {self.sources}")
-        by_source = {source: prompt for source, prompt in zip(of_row, prompts, strict=True)}
-        texts = [by_source[source].tokens for source in range(len(by_source))]
+        sources, of_row = _sources(prompts, quarantine_on, active)
+        if count > self.rows or len(sources) > self.sources:
+            raise ValueError(f"{count} rows of {len(sources)} sources exceed {self.rows} of {self.sources}")
+        texts = [prompt.tokens for prompt, _ in sources]
         texts += [texts[0]] * (self.sources - len(texts))
         bucket = sampler.prompt_bucket(max(map(len, texts)), self.config.data.prompt_buckets)
         tokens, valid = sampler.pad_prompts(texts, bucket, self.tokenizer.pad_id)
         policies = np.zeros(self.sources, bool)
-        policies[of_row] = quarantine_on
+        policies[: len(sources)] = [on for _, on in sources]
         missing = self.rows - count
         keys = jnp.concatenate([keys, jnp.repeat(keys[:1], missing, axis=0)]) if missing else keys
         temperature = self.config.eval.temperature if evaluation else self.config.rollout.temperature
@@ -95,6 +90,23 @@ class Generator:
         """The completions as text, special tokens left out."""
         pairs = zip(samples.tokens, samples.mask, strict=True)
         return [self.tokenizer.decode(tokens[mask].tolist()) for tokens, mask in pairs]
+
+
+def _sources(
+    prompts: Sequence[Prompt], quarantine_on: Sequence[bool], active: Sequence[bool]
+) -> tuple[list[tuple[Prompt, bool]], list[int]]:
+    """The distinct (prompt, policy) of the rows to sample, and every row's place among them.
+
+    A row that is not sampled needs no prefill: where all own rows are of the deployed policy, a teacher's row
+    would ask for one that no place is kept for. Its place is 0.
+    """
+    sources: dict[tuple[int, bool], tuple[Prompt, bool]] = {}
+    rows = [(prompt, bool(on)) for prompt, on in zip(prompts, quarantine_on, strict=True)]
+    for (prompt, on), wanted in zip(rows, active, strict=True):
+        if wanted:
+            sources.setdefault((id(prompt), on), (prompt, on))
+    places = {source: place for place, source in enumerate(sources)}
+    return list(sources.values()), [places.get((id(prompt), on), 0) for prompt, on in rows]
 
 
 def build_generator(

@@ -128,19 +128,20 @@ def row_losses(
             "log-probabilities of the base model with the adapter off"
         )
     counted = mask & live[:, None]
-    # Replaced before any arithmetic: a masked NaN or infinity would survive, in the gradient, a later mask.
+    # Masked here and again on the token losses: the second alone would let a masked NaN into the gradient.
     current = jnp.where(counted, logprobs, 0.0)
-    old = jax.lax.stop_gradient(jnp.where(counted, old_logprobs, 0.0))
-    policy, clipped = policy_token_losses(current, old, advantages, ratio=ratio, clip_epsilon=clip_epsilon)
+    policy, clipped = policy_token_losses(
+        current, old_logprobs, advantages, ratio=ratio, clip_epsilon=clip_epsilon
+    )
     stats = LossStats(
-        ratio=_token_mean(jnp.exp(current - old), counted),
+        ratio=_token_mean(jnp.exp(current - old_logprobs), counted),
         clip_fraction=_token_mean(clipped.astype(current.dtype), counted),
         kl=None,
         tokens=jnp.sum(counted, axis=1),
     )
     token_losses = policy
     if reference_logprobs is not None:
-        divergence = kl_terms(current, jnp.where(counted, reference_logprobs, 0.0))
+        divergence = kl_terms(current, reference_logprobs)
         stats = stats.replace(kl=_token_mean(divergence, counted))
         if kl_coefficient != 0:
             token_losses = policy + kl_coefficient * divergence

@@ -34,7 +34,7 @@ def learning_rate(config: OptimConfig, steps: int) -> optax.Schedule:
         raise ValueError(f"train.steps must be >= 1, got {steps}")
     if not 0.0 <= config.warmup_frac <= 1.0:
         raise ValueError(f"optim.warmup_frac must be between 0 and 1, got {config.warmup_frac}")
-    # The small term undoes a product that lands just above a whole number, such as 0.7 * 10.
+    # The small term undoes a product that lands just above a whole number, such as 0.14 * 50.
     warmup = math.ceil(config.warmup_frac * steps - 1e-9)
     decay = optax.cosine_decay_schedule(config.lr, decay_steps=max(steps - warmup, 1))
     if warmup == 0:

@@ -137,10 +137,12 @@ class Passes:
             scale=scale,
         )
 
-    def over_rows(self, body: Callable, carry: Any, rows: Any, needed: Bool[Array, "N"]) -> tuple[Any, Any]:
+    def over_rows(
+        self, body: Callable, carry: Any, rows: Any, *, needed: Bool[Array, "N"], skipped: Any
+    ) -> tuple[Any, Any]:
         """Scans `body(carry, rows) -> (carry, outputs)` over micro-batches of the rows that need it.
 
-        Rows that need it come first, and a micro-batch without any is skipped: its outputs are zeros.
+        Rows that need it come first, and a micro-batch without any is not run: its outputs are `skipped`.
 
         Returns:
             The last carry, and the outputs in the rows' own order.
@@ -155,13 +157,15 @@ class Passes:
 
         def visit(carry: Any, inputs: tuple[Any, Array]) -> tuple[Any, Any]:
             chunk, wanted = inputs
-            outputs = jax.eval_shape(body, carry, chunk)[1]
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs)
-            return jax.lax.cond(jnp.any(wanted), body, lambda carry, _: (carry, zeros), carry, chunk)
+            return jax.lax.cond(jnp.any(wanted), body, lambda carry, _: (carry, skipped), carry, chunk)
 
         carry, outputs = jax.lax.scan(visit, carry, jax.tree.map(split, (rows, needed)))
         inverse = jnp.argsort(order)
         return carry, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[inverse], outputs)
+
+    def _zeros(self, *shape: int) -> Array:
+        """What a skipped micro-batch puts out: float32 zeros [n, *shape]."""
+        return jnp.zeros((self.config.train.micro_batch, *shape), jnp.float32)
 
     def read_probe(
         self, state: TrainState, frozen: Frozen, row: _Row
@@ -180,7 +184,9 @@ class Passes:
             gradients, logprobs = probe.probe_gradients(loss, ones)
             return None, (probe.deployed_half(gradients, lora2r.MODULES), logprobs)
 
-        return self.over_rows(body, None, row, row.advantages != 0)[1]
+        gradients = self._zeros(self.model.num_layers * len(lora2r.MODULES), self.config.adapter.rank)
+        skipped = (gradients, self._zeros(row.batch.completion_mask.shape[1]))
+        return self.over_rows(body, None, row, needed=row.advantages != 0, skipped=skipped)[1]
 
     def sampled_logprobs(
         self, state: TrainState, frozen: Frozen, batch: Batch, needed: Bool[Array, "N"]
@@ -190,7 +196,8 @@ class Passes:
         def body(carry: None, rows: Batch) -> tuple[None, Array]:
             return None, self.logprobs(frozen, state.deltas, rows, lora2r.Route(rows.quarantine_sampled))
 
-        return self.over_rows(body, None, batch, needed)[1]
+        skipped = self._zeros(batch.completion_mask.shape[1])
+        return self.over_rows(body, None, batch, needed=needed, skipped=skipped)[1]
 
     def masked_gradient(
         self, state: TrainState, frozen: Frozen, row: _Row, labels: Int[Array, "N"], old_logprobs: Float[Array, "N T"]
@@ -208,7 +215,11 @@ class Passes:
             return (total + value, jax.tree.map(jnp.add, gradients, gradient)), stats
 
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.deltas))
-        (loss, gradients), stats = self.over_rows(body, start, (row, labels, old_logprobs), row.live)
+        nothing = self._zeros()
+        kl = nothing if self.config.loss.kl_coefficient > 0 else None
+        skipped = grpo.LossStats(ratio=nothing, clip_fraction=nothing, kl=kl, tokens=nothing.astype(jnp.int32))
+        rows = (row, labels, old_logprobs)
+        (loss, gradients), stats = self.over_rows(body, start, rows, needed=row.live, skipped=skipped)
         return loss, gradients, stats
 
     def _losses(
@@ -262,8 +273,8 @@ def build_step(
 ) -> Step:
     """The jitted step of one arm: (state, frozen, routing, batch, key) -> (state, metrics).
 
-    The state is donated, and keeps its shardings. `routing` is what `extraction.build_extractor` made, None for the pinned arms; `key`
-    is used by the placebo that permutes labels. N = P G rollouts must divide into `train.micro_batch`.
+    The state is donated, and keeps its shardings. `routing` is what `extraction.build_extractor` made, None for
+    the pinned arms; `key` is used by the placebo that permutes labels. `train.micro_batch` must divide N = P G.
     """
     passes = Passes(config, model, mesh)
     routed = config.gate.kind == "route"

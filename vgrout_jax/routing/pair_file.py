@@ -10,10 +10,10 @@ A second-level heading opens a section, a third-level heading a pair:
     #### Hack          the completion that games the check
     #### Clean         the completion that does the work
 
-Each fourth-level heading is followed by one fenced block; a fence is three or more backticks and holds anything
-but a line that closes it. `#### User (hack)` and the like give a block for one side alone and take the place of
-the shared one there. A raw prompt keeps the line break before its closing fence, every other block drops it.
-Text between `Tags:` and the first block is for the reader.
+Each fourth-level heading is followed by one fenced block; a fence is three or more backticks and holds
+anything but a line that closes it. `#### User (hack)` and the like give a block for one side alone and take
+the place of the shared one there. A raw prompt keeps the line break before its closing fence, every other
+block drops it. Text between `Tags:` and the first block is for the reader.
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def read_pair_file(path: Path) -> list[tuple[str, Pair]]:
     """Every pair of a file with its section, in the file's order.
 
     Returns:
-      (section, pair); the section is the heading's text in lower case with hyphens for spaces, "" above the first.
+      (section, pair); the section is its heading's `section_slug`, "" above the first.
 
     Raises:
       ValueError: a pair is malformed or shares its name with another; the message names file, line and pair.
@@ -87,7 +87,7 @@ def _fail(path: Path, line: int, name: Optional[str], problem: str) -> ValueErro
 
 
 def _read_drafts(path: Path) -> Iterator[_Draft]:
-    """Walks the file once: headings switch section, pair or block, a fence below a block heading is its text."""
+    """Walks the file once: a heading opens a section, a pair or a block; a block's fence holds its text."""
     lines = path.read_text(encoding="utf-8").splitlines()
     section, draft, number = "", None, 0
     while number < len(lines):
@@ -147,9 +147,7 @@ def _read_block(path: Path, lines: list[str], number: int, title: str, draft: _D
     return after
 
 
-def _read_fence(
-    path: Path, lines: list[str], start: int, fence: str, draft: Optional[_Draft]
-) -> tuple[str, int]:
+def _read_fence(path: Path, lines: list[str], start: int, fence: str, draft: Optional[_Draft]) -> tuple[str, int]:
     for number in range(start, len(lines)):
         closing = lines[number].rstrip()
         if len(closing) >= len(fence) and set(closing) == {"`"}:
@@ -163,9 +161,7 @@ def _check_names(path: Path, drafts: list[_Draft]) -> None:
         if not draft.name:
             raise _fail(path, draft.line, None, "a pair without a name")
         if draft.name in seen:
-            raise _fail(
-                path, draft.line, draft.name, f"the name is taken by the pair of line {seen[draft.name]}"
-            )
+            raise _fail(path, draft.line, draft.name, f"the name is taken by the pair of line {seen[draft.name]}")
         seen[draft.name] = draft.line
 
 
@@ -184,8 +180,7 @@ def _finish(path: Path, draft: _Draft) -> Pair:
 
 def _prompt_of(path: Path, draft: _Draft, side: str) -> Prompt:
     found = {
-        kind: draft.blocks.get((kind, side), draft.blocks.get((kind, None)))
-        for kind in ("system", "user", "prompt")
+        kind: draft.blocks.get((kind, side), draft.blocks.get((kind, None))) for kind in ("system", "user", "prompt")
     }
     raw, user = found["prompt"], found["user"]
     if (raw is None) == (user is None):
@@ -193,9 +188,7 @@ def _prompt_of(path: Path, draft: _Draft, side: str) -> Prompt:
         raise _fail(path, draft.line, draft.name, f"{problem} for its {side} side")
     if raw is not None:
         if found["system"] is not None:
-            raise _fail(
-                path, draft.line, draft.name, "a System block beside a raw Prompt; put it into the prompt"
-            )
+            raise _fail(path, draft.line, draft.name, "a System block beside a raw Prompt; put it into the prompt")
         return raw
     messages = [("system", found["system"]), ("user", user)]
     return tuple({"role": role, "content": content} for role, content in messages if content is not None)

@@ -65,9 +65,7 @@ def load_pairs(source: str, tags: Sequence[str]) -> list[Pair]:
     address, _, section = source.partition("#")
     path = BUILTIN_PATH if address == BUILTIN else Path(address)
     if not path.is_file():
-        raise ValueError(
-            f"direction.pairs must be {BUILTIN} or a Markdown file, got {source}: no file {path}"
-        )
+        raise ValueError(f"direction.pairs must be {BUILTIN} or a Markdown file, got {source}: no file {path}")
     entries = read_pair_file(path)
     pairs = [pair for slug, pair in entries if not section or slug == section_slug(section)]
     if not pairs:
@@ -76,9 +74,7 @@ def load_pairs(source: str, tags: Sequence[str]) -> list[Pair]:
     selected = [pair for pair in pairs if not tags or set(tags) & set(pair.tags)]
     if not selected:
         known = sorted({tag for pair in pairs for tag in pair.tags})
-        raise ValueError(
-            f"direction.tags: no pair of {source} carries any of {list(tags)}; its tags are {known}"
-        )
+        raise ValueError(f"direction.tags: no pair of {source} carries any of {list(tags)}; its tags are {known}")
     return selected
 
 
@@ -98,8 +94,8 @@ def encode_pairs(
 ) -> PairBatch:
     """The pairs as token arrays in the layout of docs/architecture.md.
 
-    A completion ends with the tokenizer's first end-of-sequence id, as a rollout does. Prompt and completion are
-    encoded apart, so that the border between them is a token border in both sides of a pair.
+    A completion ends with the tokenizer's first end-of-sequence id, as a rollout does. Prompt and completion
+    are encoded apart, so that the border between them is a token border in both sides of a pair.
 
     Args:
       pairs: P pairs.
@@ -120,7 +116,8 @@ def encode_pairs(
     for side in SIDES:
         for pair in pairs:
             prompt, completion = _encode_side(pair, side, tokenizer)
-            _check_lengths(pair.name, side, (len(prompt), max_prompt), (len(completion), max_pair_tokens))
+            where = f"pair {pair.name}, {side} side"
+            _check_lengths(where, len(prompt), len(completion), max_prompt=max_prompt, max_total=max_pair_tokens)
             prompts.append(prompt)
             completions.append(completion)
     return _pad_rows(prompts, completions, tokenizer.pad_id, multiple, tuple(pair.name for pair in pairs))
@@ -138,20 +135,15 @@ def _encode_side(pair: Pair, side: str, tokenizer: PairTokenizer) -> tuple[list[
     return prompt_ids, [*completion_ids, tokenizer.eos_ids[0]]
 
 
-def _check_lengths(
-    name: str, side: str, prompt: tuple[int, int], completion: tuple[int, Optional[int]]
-) -> None:
-    prompt_length, max_prompt = prompt
-    if not 0 < prompt_length <= max_prompt:
+def _check_lengths(where: str, prompt: int, completion: int, *, max_prompt: int, max_total: Optional[int]) -> None:
+    if not 0 < prompt <= max_prompt:
         raise ValueError(
-            f"pair {name}, {side} side: its prompt must have 1 to {max_prompt} tokens (data.max_prompt_tokens), "
-            f"got {prompt_length}"
+            f"{where}: its prompt must have 1 to {max_prompt} tokens (data.max_prompt_tokens), got {prompt}"
         )
-    total, limit = prompt_length + completion[0], completion[1]
-    if limit is not None and total > limit:
+    if max_total is not None and prompt + completion > max_total:
         raise ValueError(
-            f"pair {name}, {side} side: prompt and completion must have at most {limit} tokens together, "
-            f"got {total}; shorten it or select other pairs with direction.tags"
+            f"{where}: prompt and completion must have at most {max_total} tokens together, "
+            f"got {prompt + completion}; shorten it or select other pairs with direction.tags"
         )
 
 

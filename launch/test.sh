@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Runs the tests: installs what they need into .venv the first time, then the tiers fast and slow.
+#
+#     ./launch/test.sh                              fast and slow
+#     ./launch/test.sh -m "not slow and not long and not gpu"      fast alone
+#     ./launch/test.sh tests/rl -k ratio            arguments go to pytest
+#
+# PyTorch is what numbers are compared with. Only a build for the CPU is ever installed: where the configured package
+# index would bring CUDA packages, the script stops and asks for TORCH_INDEX_URL (README.md, section Tests).
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+"$root/launch/setup.sh" test
+cd "$root"
+# The tests compare on the CPU, also where there is an accelerator; JAX_PLATFORMS= takes it, for those marked gpu.
+export JAX_PLATFORMS=${JAX_PLATFORMS-cpu}
+exec .venv/bin/python -m pytest -m "not long and not gpu" "$@"

@@ -1,0 +1,205 @@
+"""Token log-probabilities: against float64, in any chunk size, under any padding, without the full logits."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgrout_jax.model import lora2r, policy, qwen3
+
+ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 12, 40
+CHUNKS = (1, 4, 5, 7, 21, 1000)  # of 21 tokens: dividing, not dividing, all, more than all
+
+
+def draw(tied: bool) -> tuple[dict, jax.Array, jax.Array]:
+    """Parameters with a head, hidden states, targets."""
+    generator = np.random.default_rng(0)
+    head = jnp.float32(generator.normal(size=(VOCABULARY, WIDTH)))
+    base = {"embed": head} if tied else {"embed": jnp.zeros_like(head), "lm_head": head.T}
+    hidden = jnp.float32(generator.normal(size=(ROWS, LENGTH, WIDTH)))
+    return base, hidden, jnp.asarray(generator.integers(0, VOCABULARY, (ROWS, LENGTH)))
+
+
+def exact_logprobs(hidden, targets) -> np.ndarray:
+    head = np.asarray(draw(True)[0]["embed"], np.float64)
+    logits = np.asarray(hidden, np.float64) @ head.T
+    shifted = logits - logits.max(-1, keepdims=True)
+    logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return np.take_along_axis(logprobs, np.asarray(targets)[..., None], -1)[..., 0]
+
+
+@functools.partial(jax.jit, static_argnames="chunk")
+def value_and_gradient(base, hidden, targets, weights, *, chunk):
+    def loss(hidden):
+        logprobs = policy.token_logprobs(base, hidden, targets, chunk=chunk)
+        return jnp.sum(weights * logprobs), logprobs
+
+    gradient, logprobs = jax.grad(loss, has_aux=True)(hidden)
+    return logprobs, gradient
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("chunk", CHUNKS)
+def test_equals_float64_log_softmax_in_any_chunk(chunk, tied):
+    base, hidden, targets = draw(tied)
+    weights = np.random.default_rng(1).normal(size=(ROWS, LENGTH)).astype(np.float32)
+    logprobs, gradient = value_and_gradient(base, hidden, targets, weights, chunk=chunk)
+    assert logprobs.dtype == jnp.float32
+    np.testing.assert_allclose(logprobs, exact_logprobs(hidden, targets), atol=2e-5)
+
+    # d log p(target) / d hidden = head[target] - sum_v p(v) head[v], in float64.
+    head = np.asarray(draw(True)[0]["embed"], np.float64)
+    logits = np.asarray(hidden, np.float64) @ head.T
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    expected = weights[..., None] * (head[np.asarray(targets)] - probabilities @ head)
+    np.testing.assert_allclose(gradient, expected, atol=2e-5)
+
+
+def test_extreme_logits_stay_finite():
+    base, hidden, targets = draw(True)
+    logprobs, gradient = value_and_gradient(base, 1e4 * hidden, targets, np.ones((ROWS, LENGTH)), chunk=4)
+    assert np.all(np.isfinite(logprobs)) and np.all(np.isfinite(gradient))
+    np.testing.assert_allclose(logprobs, exact_logprobs(1e4 * hidden, targets), rtol=1e-5, atol=0.1)
+
+
+def test_bfloat16_hidden_states_give_float32_sums():
+    """The softmax of rounded hidden states is float32 itself: its error is that of the inputs alone."""
+    base, hidden, targets = draw(True)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
+    hidden = hidden.astype(jnp.bfloat16)
+    actual = jax.jit(functools.partial(policy.token_logprobs, chunk=4))(rounded, hidden, targets)
+    head = np.asarray(rounded["embed"], np.float64)
+    logits = np.asarray(hidden, np.float64) @ head.T
+    expected = logits - logits.max(-1, keepdims=True)
+    expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
+    assert actual.dtype == jnp.float32
+    np.testing.assert_allclose(
+        actual, np.take_along_axis(expected, np.asarray(targets)[..., None], -1)[..., 0], atol=1e-4
+    )
+
+
+CONFIG = qwen3.Qwen3Config(VOCABULARY, 16, 24, 2, 4, 2, 6)
+BUCKET = 5
+
+
+@functools.cache
+def model() -> tuple[dict, lora2r.Adapter]:
+    generator = np.random.default_rng(3)
+    # Ten times the usual spread: probabilities that are not flat. Norms stay ones.
+    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), qwen3.init_parameters(CONFIG, 0))
+    init = jax.tree.map(jnp.asarray, lora2r.init_factors(CONFIG.module_shapes(), 2, 2, seed=0))
+    deltas = jax.tree.map(lambda leaf: jnp.float32(0.1 * generator.normal(size=leaf.shape)), init)
+    return base, lora2r.Adapter(init=init, deltas=deltas)
+
+
+@functools.partial(jax.jit, static_argnames=("length", "chunk"))
+def completion_logprobs(tokens, valid, adapter, scale=None, *, length=LENGTH, chunk=4):
+    route = lora2r.full_route(len(tokens)) if adapter is not None else None
+    return policy.completion_logprobs(
+        CONFIG,
+        model()[0],
+        tokens,
+        valid,
+        completion_length=length,
+        chunk=chunk,
+        adapter=adapter,
+        route=route,
+        scale=scale,
+    )
+
+
+def batch() -> tuple[np.ndarray, np.ndarray]:
+    tokens = np.random.default_rng(4).integers(0, VOCABULARY, (ROWS, BUCKET + LENGTH))
+    return tokens, np.ones(tokens.shape, bool)
+
+
+def test_completion_tokens_are_read_by_the_position_before_them():
+    """Each value is the log-softmax at the token before, of the logits of the plain forward pass."""
+    tokens, valid = batch()
+    base, _ = model()
+
+    @jax.jit
+    def logits_of(tokens, valid):
+        attention = qwen3.causal_attention(valid, CONFIG)
+        hidden, _ = qwen3.Qwen3(CONFIG).apply({"params": base}, tokens, attention)
+        return qwen3.unembed(base, hidden)
+
+    logprobs = jax.nn.log_softmax(logits_of(tokens, valid)[:, BUCKET - 1 : -1])
+    expected = np.take_along_axis(np.asarray(logprobs), tokens[:, BUCKET:, None], -1)[..., 0]
+    assert np.ptp(expected) > 0.5
+    np.testing.assert_allclose(completion_logprobs(tokens, valid, None), expected, atol=1e-5)
+
+
+def test_padding_on_either_side_changes_nothing():
+    tokens, valid = batch()
+    _, adapter = model()
+    expected = completion_logprobs(tokens, valid, adapter)
+    pad = ((0, 0), (6, 3))
+    padded = completion_logprobs(
+        np.pad(tokens, pad, constant_values=1), np.pad(valid, pad), adapter, length=LENGTH + 3
+    )
+    np.testing.assert_allclose(padded[:, :LENGTH], expected, atol=2e-5)
+    assert np.all(np.isfinite(padded))
+
+
+def test_rows_do_not_read_each_other():
+    tokens, valid = batch()
+    _, adapter = model()
+    expected = completion_logprobs(tokens, valid, adapter)
+    others = tokens.copy()
+    others[1:] = (others[1:] + 1) % VOCABULARY
+    changed = completion_logprobs(others, valid, adapter)
+    np.testing.assert_array_equal(changed[0], expected[0])
+    assert np.abs(changed[1:] - expected[1:]).max() > 0.1
+
+
+def test_adapter_and_scale_reach_the_model():
+    tokens, valid = batch()
+    _, adapter = model()
+    plain = completion_logprobs(tokens, valid, None)
+    unmoved = adapter.replace(deltas=lora2r.zero_deltas(adapter.init))
+    ones = lora2r.probe_ones(CONFIG.num_layers, ROWS, 2)
+    np.testing.assert_allclose(completion_logprobs(tokens, valid, unmoved), plain, atol=1e-5)
+    moved = completion_logprobs(tokens, valid, adapter)
+    assert np.abs(moved - plain).max() > 1e-2
+    np.testing.assert_allclose(completion_logprobs(tokens, valid, adapter, ones), moved, atol=1e-5)
+    halved = {name: leaf / 2 for name, leaf in ones.items()}
+    assert np.abs(completion_logprobs(tokens, valid, adapter, halved) - moved).max() > 1e-2
+
+
+def float32_shapes(chunk: int) -> set[tuple[int, ...]]:
+    """Shapes of all float32 arrays in the compiled forward and backward pass."""
+    base, adapter = model()
+    tokens, valid = batch()
+
+    def loss(deltas):
+        logprobs = policy.completion_logprobs(
+            CONFIG,
+            base,
+            jnp.asarray(tokens),
+            jnp.asarray(valid),
+            completion_length=LENGTH,
+            chunk=chunk,
+            adapter=adapter.replace(deltas=deltas),
+            route=lora2r.full_route(ROWS),
+        )
+        return jnp.sum(logprobs)
+
+    text = jax.jit(jax.value_and_grad(loss)).lower(adapter.deltas).compile().as_text()
+    return {tuple(map(int, shape.split(","))) for shape in re.findall(r"\bf32\[([\d,]+)\]", text)}
+
+
+def holds_logits(shapes: set[tuple[int, ...]], tokens: int) -> bool:
+    """Whether some array has `tokens` times the vocabulary, in whatever layout."""
+    return any(VOCABULARY in shape and np.prod(shape) >= tokens * VOCABULARY for shape in shapes)
+
+
+def test_full_logits_never_exist_in_the_compiled_program():
+    chunked = float32_shapes(chunk=4)
+    assert holds_logits(chunked, 4)
+    assert not holds_logits(chunked, ROWS * LENGTH)
+    assert holds_logits(float32_shapes(chunk=ROWS * LENGTH), ROWS * LENGTH)  # what the test would find

@@ -1,0 +1,248 @@
+"""One stage of one answer, in a process of its own that ends with it.
+
+The process reads a request from its socket, runs the answer, and writes frames: a kind, a length, a body. Whoever
+controls the answer controls every frame after "compiled"; the reader's rules (`../job.py`) therefore never ask
+more of a frame than what it costs to produce it honestly.
+
+| kind | body |
+|---|---|
+| B | the process is confined and the problem's own code ran; nothing of the answer has run |
+| C | 1 or 0: the code compiled; sent before any of it runs |
+| R | result of the next test, as `plain` data; with stand-ins, preceded by 1 or 0: does it equal both of them |
+| E | type name of the exception that ended the tests |
+| A | attributes of the Solution object, as `plain` data |
+| P | the answer's own test function passed |
+| J | 1 or 0: a test holds, judged from plain data alone (no answer runs in that stage) |
+| D | the stage ran to its end |
+"""
+
+import atexit
+import contextlib
+import gc
+import io
+import json
+import os
+import struct
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from . import plain, probes
+
+SOCKET = 3  # descriptor of the child's socket
+# A script's own frames: what an answer may recurse is what it could in a script of its own.
+_OWN_FRAMES = 12
+
+
+class Channel:
+    """Frames over the socket; bound at import, so that a patched `os` changes nothing but the answer's own view."""
+
+    def __init__(self) -> None:
+        self._write, self._read = os.write, os.read
+        self._pending: list[bytes] = []
+
+    def add(self, kind: bytes, body: bytes = b"") -> None:
+        self._pending.append(kind + struct.pack("<I", len(body)) + body)
+
+    def send(self, kind: bytes, body: bytes = b"") -> None:
+        self.add(kind, body)
+        self.flush()
+
+    def flush(self) -> None:
+        data = memoryview(b"".join(self._pending))
+        self._pending.clear()
+        while data:
+            data = data[self._write(SOCKET, data) :]
+
+    def read(self, size: int) -> bytes:
+        pieces = []
+        while size:
+            piece = self._read(SOCKET, min(size, 1 << 20))
+            if not piece:
+                raise EOFError
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def body(self) -> bytes:
+        return self.read(struct.unpack("<I", self.read(4))[0])
+
+
+def run(stage: str, problem: dict[str, Any]) -> int:
+    """Run one stage.
+
+    Args:
+        stage: "tests", "attribute", "function" or "judge".
+        problem: compiled `setup` and `calls`, from the server.
+
+    Returns:
+        The exit status: of the script that the answer and its tests would have been, and 1 at that script's
+        end, as if its last check had failed. Status 0 is thus always the answer's own doing.
+    """
+    channel = Channel()
+    request = json.loads(channel.body())
+    source = channel.body().decode("utf-8", "surrogatepass")
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = __builtins__
+    sys.modules["__main__"] = main
+    sys.argv = [""]
+    gc.enable()
+    try:
+        exec(problem["setup"], main.__dict__)
+        channel.send(b"B")
+        if stage == "judge":
+            _judge(channel, request, main.__dict__)
+            return 1
+        if request.get("stand_ins"):
+            request["stand_ins"] = [_decoded(pair) for pair in request["stand_ins"]]
+        code = _compile(channel, source)
+        if code is not None:
+            exec(code, main.__dict__)
+            _STAGES[stage](channel, request, problem, main.__dict__)
+    except SystemExit as stop:
+        return _exit_status(stop.code)
+    except BaseException as error:
+        # The answer may have left anything broken; a report that cannot be sent is no report.
+        channel.send(b"E", type(error).__name__.encode("utf-8", "replace")[:100])
+    return 1
+
+
+def end_script() -> None:
+    """What an interpreter does at a script's end: it waits for threads, runs exit handlers, empties buffers."""
+    for step in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush):
+        # What a handler raises is printed by an interpreter and changes nothing.
+        with contextlib.suppress(BaseException):
+            step()
+
+
+def _compile(channel: Channel, source: str) -> types.CodeType | None:
+    try:
+        code = compile(source, "<answer>", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
+        channel.add(b"C", b"0")
+        channel.send(b"E", type(error).__name__.encode())
+        return None
+    channel.send(b"C", b"1")
+    return code
+
+
+def _tests(channel: Channel, request: dict[str, Any], problem: dict[str, Any], space: dict[str, Any]) -> None:
+    """Evaluate the calls in order; after 1, 4, 16, ... of them the reader says whether to go on.
+
+    A script would end at its first failing check. Asking at fixed places makes how far an answer gets a matter
+    of its results alone, never of timing.
+    """
+    stand_ins = request["stand_ins"]
+    calls = problem["calls"][: request["count"]]
+    ask = 1
+    for place, call in enumerate(calls):
+        values = _values(call, space)
+        flag = b""
+        if stand_ins is not None:
+            flag = _agrees(values, stand_ins[place])
+        classes = _classes(space, problem) if call["rich"] else None
+        channel.add(b"R", flag + plain.encode(values if call["rich"] else values[0], classes))
+        if place + 1 == ask and place + 1 < len(calls):
+            ask *= 4
+            channel.flush()
+            if channel.read(1) != b"g":
+                return
+    channel.send(b"D")
+
+
+def _values(call: dict[str, Any], space: dict[str, Any]) -> tuple[Any, ...]:
+    if call["statements"] is None:
+        return tuple(eval(code, space) for code in call["holes"])
+    local = dict(space)
+    exec(call["statements"], local)
+    return tuple(eval(code, local) for code in call["holes"])
+
+
+def _decoded(pair: list[str]) -> tuple[Any, ...]:
+    return tuple(plain.decode(bytes.fromhex(data)) for data in pair)
+
+
+def _agrees(values: tuple[Any, ...], pair: tuple[Any, Any]) -> bytes:
+    # Not a single builtin is called here: the answer may have replaced them.
+    try:
+        for value in values:
+            for stand_in in pair:
+                if not value == stand_in:
+                    return b"0"
+    except Exception:
+        return b"0"
+    return b"1"
+
+
+def _classes(space: dict[str, Any], problem: dict[str, Any]) -> dict[str, type]:
+    found = {name: space.get(name) for name in problem["classes"]}
+    return {name: kind for name, kind in found.items() if isinstance(kind, type)}
+
+
+def _attribute(channel: Channel, request: dict[str, Any], problem: dict[str, Any], space: dict[str, Any]) -> None:
+    """Report the candidate attributes of a fresh Solution object, then once more after the first test's call."""
+    solution = space["Solution"]()
+    _send_attributes(channel, request, solution)
+    space["_solution"] = solution
+    if request["call"] is not None:
+        eval(compile(request["call"], "<test>", "eval"), space)
+    _send_attributes(channel, request, solution)
+    channel.send(b"D")
+
+
+def _send_attributes(channel: Channel, request: dict[str, Any], solution: Any) -> None:
+    found = []
+    for name in request["names"]:
+        value = getattr(solution, name, None)
+        if type(value) in (bool, int, float, str):
+            found.append((name, value))
+    channel.send(b"A", plain.encode(found))
+
+
+def _function(channel: Channel, request: dict[str, Any], problem: dict[str, Any], space: dict[str, Any]) -> None:
+    """Run the answer's own test function with the method that it should test replaced by a stand-in."""
+    test = probes.own_test(space, request["names"], request["entry_point"])
+    if test is not None and probes.passes(test):
+        channel.send(b"P")
+    channel.send(b"D")
+
+
+def _judge(channel: Channel, request: dict[str, Any], space: dict[str, Any]) -> None:
+    """Evaluate whole assertions with the answer's results as plain data in the places of its calls."""
+    for check in request["checks"]:
+        local = dict(space)
+        names = {name: space.get(name) for name in request["classes"]}
+        try:
+            values = plain.decode(bytes.fromhex(check["values"]), classes=names)
+            if type(values) is not tuple:
+                raise ValueError("no tuple")
+            local.update((f"_value_{place}", value) for place, value in enumerate(values))
+            holds = all(eval(compile(source, "<test>", "eval"), local) for source in check["assertions"])
+        except Exception:
+            holds = False
+        channel.add(b"J", b"1" if holds else b"0")
+    channel.send(b"D")
+
+
+def recursion_room() -> None:
+    """Leave an answer the depth that it would have in a script."""
+    sys.setrecursionlimit(1000 + _OWN_FRAMES)
+
+
+def standard_streams() -> Iterator[io.TextIOWrapper]:
+    """Text streams over descriptors 0 to 2 that take any string, as an interpreter would open them."""
+    for descriptor, mode in ((0, "r"), (1, "w"), (2, "w")):
+        yield io.TextIOWrapper(
+            io.open(descriptor, mode + "b", closefd=False), encoding="utf-8", errors="backslashreplace"
+        )
+
+
+def _exit_status(code: object) -> int:
+    if code is None:
+        return 0
+    return code & 0xFF if isinstance(code, int) else 1
+
+
+_STAGES: dict[str, Callable[..., None]] = {"tests": _tests, "attribute": _attribute, "function": _function}

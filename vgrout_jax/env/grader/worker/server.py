@@ -1,0 +1,290 @@
+"""The warm process of one worker: takes orders on descriptor 3 and forks a child for each.
+
+Started by the grader as `python -s -S -B -P server.py SETTINGS`, inside the namespaces where there are any. It
+never reads what a child writes and never sees an answer's text: both go between the child and the grader over a
+socket that only passes through here. So nothing of one answer is left in the memory that the next one inherits.
+"""
+
+import gc
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+CONTROL = 3
+_POLL = (0.005, 0.01, 0.02, 0.05)  # seconds between looks at a child's clock: soon first, then seldom
+_MAX_THREADS = 128
+_DESCRIPTORS = 256  # more than this process ever opens
+_IDLE_NOTICE = 0.5  # seconds without computing after which the grader may give this core to another worker
+_PRELOAD = (
+    "abc array bisect cmath collections contextlib copy dataclasses datetime decimal enum fractions functools"
+    " hashlib heapq inspect itertools json math numbers operator queue random re statistics string textwrap"
+    " threading time traceback types typing unicodedata warnings weakref"
+)
+
+
+class Server:
+    """State of the worker: the control socket, the confinement and the compiled problems."""
+
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+        self.control = socket.socket(fileno=CONTROL)
+        self.problems: dict[str, dict[str, Any]] = {}
+        self.confinement = confine.prepare(settings)
+
+    def serve(self) -> None:
+        while True:
+            order, descriptors = self.receive()
+            name = order["op"]
+            if name == "problem":
+                self.problems[order["key"]] = compile_problem(order)
+            elif name == "forget":
+                self.problems.pop(order["key"], None)
+            elif name == "run":
+                self.reply(self.run(order, descriptors))
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        header, descriptors, _, _ = socket.recv_fds(self.control, 4, 4)
+        data = b""
+        size = struct.unpack("<I", header)[0] if len(header) == 4 else 0
+        while len(data) < size:
+            data += self.control.recv(size - len(data))
+        if not data:
+            sys.exit(0)  # the grader has gone
+        return json.loads(data), descriptors
+
+    def reply(self, report: dict[str, Any]) -> None:
+        data = json.dumps(report).encode()
+        self.control.sendall(struct.pack("<I", len(data)) + data)
+
+    def run(self, order: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
+        """Fork a child for one stage, watch it to its end, and clear its folder."""
+        problem = self.problems[order["problem"]]
+        started = time.monotonic()
+        output = descriptors[1] if order["stdout"] else -1
+        process = self.fork(lambda: self.answer(order, problem), descriptors[0], output)
+        if output >= 0:
+            os.close(output)
+        report = self.watch(process, order, started)
+        report["op"] = "done"
+        collect = descriptors[-1] if order["collect"] else -1
+        self.clear(collect, order["collect"])
+        for descriptor in {descriptors[0], *descriptors[1 + order["stdout"] :]}:
+            os.close(descriptor)
+        return report
+
+    def fork(self, work: Any, job: int, output: int) -> int:
+        process = os.fork()
+        if process:
+            return process
+        status = 1
+        try:
+            self.arrange(job, output)
+            status = work()
+        finally:
+            os._exit(status)
+
+    def arrange(self, job: int, output: int) -> None:
+        """Descriptors: nothing to read, the output or nowhere to write, the socket; no other is left open."""
+        signal.set_wakeup_fd(-1)
+        null = os.open("/dev/null", os.O_RDWR)
+        job, output = os.dup(job), os.dup(output if output >= 0 else null)
+        for target, source in ((0, null), (1, output), (2, null), (child.SOCKET, job)):
+            os.dup2(source, target, inheritable=False)
+        kept = max(self.confinement.ruleset, 4)  # closed by `confine.enter`, which needs it
+        os.closerange(4, kept)
+        os.closerange(kept + (self.confinement.ruleset >= 0), _DESCRIPTORS)
+
+    def answer(self, order: dict[str, Any], problem: dict[str, Any]) -> int:
+        confine.enter(self.confinement, {"memory": order["memory"], "cpu": int(order["cpu"]) + 2})
+        sys.stdin, sys.stdout, sys.stderr = child.standard_streams()
+        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+        child.recursion_room()
+        status = child.run(order["stage"], problem)
+        if order["script"]:
+            child.end_script()
+        return status
+
+    def watch(self, process: int, order: dict[str, Any], started: float) -> dict[str, Any]:
+        """Wait for a child's end, and end it at its limits."""
+        handle = os.pidfd_open(process)
+        clock = (~process << 3) | 2  # the process's CPU clock
+        why, noticed, looks = None, False, 0
+        while True:
+            wait = _POLL[min(looks, len(_POLL) - 1)]
+            looks += 1
+            ready = select.select([handle, self.control], [], [], wait)[0]
+            if handle in ready:
+                break
+            if self.control in ready and not self.control.recv(1, socket.MSG_PEEK):
+                os.kill(process, signal.SIGKILL)
+                sys.exit(0)
+            try:
+                used = time.clock_gettime(clock)
+            except OSError:
+                continue  # it has just ended
+            blocked = time.monotonic() - started - used - queued(process)
+            why = why or self.exceeded(process, order, used, blocked)
+            if why:
+                os.kill(process, signal.SIGKILL)
+            elif blocked > _IDLE_NOTICE and not noticed:
+                noticed = True
+                self.reply({"op": "idle"})
+        _, status, usage = os.wait4(process, 0)
+        os.close(handle)
+        wall = time.monotonic() - started
+        return {"status": status, "why": why, "cpu": usage.ru_utime + usage.ru_stime, "wall": wall}
+
+    def exceeded(self, process: int, order: dict[str, Any], used: float, blocked: float) -> str | None:
+        if used > order["cpu"]:
+            return "cpu"
+        if blocked > order["idle"]:
+            return "idle"
+        if threads(process) > _MAX_THREADS:
+            return "threads"
+        return "files" if self.folder_bytes() > order["folder"] else None
+
+    def folder_bytes(self) -> int:
+        """Size of the files in the private folder; a folder of very many files counts as too large."""
+        total = 0
+        try:
+            with os.scandir(self.confinement.folder) as entries:
+                for count, entry in enumerate(entries):
+                    if count > 1000:
+                        return 1 << 62
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+        except OSError:
+            return total
+        return total
+
+    def clear(self, collect: int, names: list[str]) -> None:
+        """Empty the private folder, in a confined child of the same identity, which alone reads files."""
+        try:
+            if not os.listdir(self.confinement.folder):
+                return
+        except OSError:
+            pass
+        process = self.fork(lambda: self.sweep(names, collect >= 0), max(collect, 0), -1)
+        os.waitpid(process, 0)
+
+    def sweep(self, names: list[str], send: bool) -> int:
+        confine.enter(self.confinement, {"memory": 1 << 30, "cpu": 30})
+        for name in os.listdir("."):
+            if send and name.lower() in names:
+                data = json.dumps([name, read_file(name)]).encode()
+                os.write(child.SOCKET, struct.pack("<I", len(data)) + data)
+            if os.path.isdir(name) and not os.path.islink(name):
+                shutil.rmtree(name)
+            else:
+                os.unlink(name)
+        return 0
+
+
+def read_file(name: str) -> str:
+    """The beginning of a regular file, as text; of anything else, nothing."""
+    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return os.read(descriptor, 4096).decode("utf-8", "replace")
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def queued(process: int) -> float:
+    """Seconds that a process's threads were ready to run and did not get a core; 0 where the kernel hides it."""
+    total = 0
+    try:
+        for task in os.listdir(f"/proc/{process}/task"):
+            with open(f"/proc/{process}/task/{task}/schedstat", "rb") as file:
+                total += int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return total / 1e9
+    return total / 1e9
+
+
+def threads(process: int) -> int:
+    try:
+        return len(os.listdir(f"/proc/{process}/task"))
+    except OSError:
+        return 0
+
+
+def compile_problem(order: dict[str, Any]) -> dict[str, Any]:
+    """Code objects of the setup code and of every test's calls; nothing of it runs in this process."""
+    calls = [
+        {
+            "statements": compile(call["statements"], "<test>", "exec") if call["statements"] else None,
+            "holes": [compile(source, "<test>", "eval") for source in call["holes"]],
+            "rich": call["rich"],
+        }
+        for call in order["calls"]
+    ]
+    setup = compile(order["setup"], "<setup>", "exec")
+    return {"setup": setup, "calls": calls, "classes": order["classes"]}
+
+
+def report_layers(settings: dict[str, Any]) -> dict[str, Any]:
+    """What this machine can do, asked before the confinement is chosen (`settings["probe"]`)."""
+    return {"landlock": confine.landlock_version(), "seccomp": confine.seccomp_known(), "python": sys.version}
+
+
+def preload() -> None:
+    for name in _PRELOAD.split():
+        try:
+            __import__(name)
+        except ImportError:
+            continue
+
+
+def use_library(library: str) -> None:
+    """Import from this standard library from now on, also into packages that are already there."""
+    original = os.path.dirname(os.__file__)
+    for module in list(sys.modules.values()):
+        if hasattr(module, "__path__"):
+            module.__path__ = [path.replace(original, library) for path in module.__path__]
+    sys.path[:] = [library, library + "/lib-dynload"]
+    sys.path_importer_cache.clear()
+
+
+def main() -> None:
+    settings = json.loads(sys.argv[1])
+    sys.argv = [""]
+    os.environ.clear()
+    os.environ.update({"HOME": settings["folder"], "TMPDIR": settings["folder"], "PATH": "/usr/bin:/bin"})
+    confine.undumpable()
+    confine.die_with_parent()
+    if settings["probe"]:
+        print(json.dumps(report_layers(settings)))
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if settings["control"] != CONTROL:
+        os.dup2(settings["control"], CONTROL, inheritable=False)
+        os.close(settings["control"])
+    preload()
+    server = Server(settings)
+    import random
+
+    random.seed(0)
+    for name in [name for name in sys.modules if name.startswith("worker")]:
+        del sys.modules[name]
+    use_library(settings["library"])
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    server.reply({"op": "ready"})
+    server.serve()
+
+
+if __name__ == "__main__":
+    sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    from worker import child, confine
+
+    main()
