@@ -1,6 +1,6 @@
 """Run in a process with eight forced host devices: one step and one generation, sharded and on one device.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.eight_devices 2,2,2
+XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m tests.eight_devices 2,2,2
 """
 
 import sys
@@ -14,7 +14,8 @@ from tests import tiny
 from vgrout_jax import sharding
 from vgrout_jax.model import keys, lora2r, sampler
 from vgrout_jax.rl import optim
-from vgrout_jax.rl.step import Frozen, build_step, initial_state
+from vgrout_jax.rl.state import Frozen, initial_state
+from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction
 
 
@@ -51,9 +52,7 @@ def one_step(mesh: Mesh) -> tuple:
 def one_generation(mesh: Mesh) -> sampler.Samples:
     frozen = place(mesh)
     deltas = tiny.moved(frozen.init, 0.05)
-    sample = sampler.build_sampler(
-        tiny.model(), max_new_tokens=tiny.NEW_TOKENS, eos_ids=(3,), pad_id=0, mesh=mesh
-    )
+    sample = sampler.build_sampler(tiny.model(), max_new_tokens=tiny.NEW_TOKENS, eos_ids=(3,), pad_id=0, mesh=mesh)
     generator = np.random.default_rng(0)
     rows = tiny.ROWS
     return jax.device_get(

@@ -13,8 +13,29 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vgrout_jax"
 TABLE_HEAD = "| modules | may import | kind |"
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "torch"}
-HOST = {"os", "io", "pathlib", "shutil", "tempfile", "glob", "gzip", "subprocess", "multiprocessing", "threading"}
-HOST |= {"socket", "time", "datetime", "logging", "random", "tqdm", "urllib", "transformers", "huggingface_hub"}
+HOST = {
+    "os",
+    "io",
+    "pathlib",
+    "shutil",
+    "tempfile",
+    "glob",
+    "gzip",
+    "subprocess",
+    "multiprocessing",
+    "threading",
+}
+HOST |= {
+    "socket",
+    "time",
+    "datetime",
+    "logging",
+    "random",
+    "tqdm",
+    "urllib",
+    "transformers",
+    "huggingface_hub",
+}
 
 
 class Rule(NamedTuple):
@@ -35,8 +56,10 @@ class Import(NamedTuple):
 def read_rules() -> list[Rule]:
     lines = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
     rows = lines[lines.index(TABLE_HEAD) + 2 :]
-    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if row.startswith("|")]
-    return [Rule(modules.replace("`", "").split(), targets.replace("`", "").split(), kind) for modules, targets, kind in cells]
+    cells = [
+        [cell.split() for cell in row.replace("`", "").strip("|").split("|")] for row in rows if row.startswith("|")
+    ]
+    return [Rule(names, targets, kind) for names, targets, [kind] in cells]
 
 
 def modules() -> dict[str, Path]:

@@ -193,9 +193,7 @@ def test_every_number_is_checked():
                     built("routeV", **{name: float("nan")}).validate()
 
 
-@pytest.mark.parametrize(
-    "arm,kind", [("none", "mid"), ("absorb", "route"), ("routeV", "clean"), ("placebo", "mid")]
-)
+@pytest.mark.parametrize("arm,kind", [("none", "mid"), ("absorb", "route"), ("routeV", "clean"), ("placebo", "mid")])
 def test_an_arm_is_what_its_name_says(arm, kind):
     with pytest.raises(ValueError, match=rf"^gate\.kind must .* for the arm {arm}"):
         built(arm, **{"gate.kind": kind}).validate()

@@ -40,9 +40,7 @@ def command_line(monkeypatch):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("arm", ARMS)
 def test_every_arm_builds_at_every_scale(arm, scale, command_line):
-    sources = (
-        () if scale == "smoke" else ("--config.data.train=problems.jsonl", "--config.teacher.pool=pool.jsonl")
-    )
+    sources = () if scale == "smoke" else ("--config.data.train=problems.jsonl", "--config.teacher.pool=pool.jsonl")
     config, workdir = command_line(f"--config={ROOT}/configs/{arm}.py:{scale}", *sources)
     assert (config.arm, config.scale) == (arm, scale)
     assert workdir.parent == Path("runs") and workdir.name.startswith(f"{arm}-{scale}-")
@@ -203,9 +201,7 @@ def test_flags_are_read_as_their_field_s_type(argument, name, value, command_lin
 
 
 def test_optional_values_may_stand_apart_from_their_flag(command_line):
-    config, _ = command_line(
-        SMOKE, "--config.eval.problems", "None", "--config.model.path", "None", "--workdir", "w"
-    )
+    config, _ = command_line(SMOKE, "--config.eval.problems", "None", "--config.model.path", "None", "--workdir", "w")
     assert config.eval.problems is None and config.model.path is None
     placebo = f"--config={ROOT}/configs/placebo.py:smoke"
     assert command_line(placebo, "--config.placebo.kind=labels")[0].placebo.kind == "labels"
@@ -256,9 +252,7 @@ def another_value(kind, value):
 @pytest.mark.parametrize("name,kind", FIELDS, ids=[name for name, _ in FIELDS])
 def test_every_field_is_a_flag(name, kind, command_line, monkeypatch):
     monkeypatch.setattr(Config, "validate", lambda config: None)  # the rules have tests of their own
-    pool = (
-        ("--config.teacher.pool=pool.jsonl",) if name == "data.train" else ()
-    )  # else the pool is left out too
+    pool = ("--config.teacher.pool=pool.jsonl",) if name == "data.train" else ()  # else the pool is left out too
     before, _ = command_line(SMOKE, *pool)
     text, value = another_value(kind, read(before, name))
     after, _ = command_line(SMOKE, *pool, f"--config.{name}={text}")

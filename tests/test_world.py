@@ -1,6 +1,7 @@
 """What is shown when: turns of the modes, epochs, the plain share, and the names of held-out prompts."""
 
 import dataclasses
+import json
 from collections import Counter
 
 import numpy as np
@@ -59,26 +60,19 @@ def test_unequal_modes_still_take_turns_and_repeat_their_own_problems():
 
 
 def test_the_draw_has_seeds_of_its_own():
-    """`data.seed` orders the problems, `seed` says which are shown plainly, neither meddles with the other."""
-    env = {"unhackable_frac": 0.5}
-    first, other_order, other_plain = (
-        schedule(world(16, rollout={"prompts": 8}, env=env, data={"seed": order}), 4)
-        if plain == 0
-        else schedule(_seeded(world(16, rollout={"prompts": 8}, env=env), plain), 4)
-        for order, plain in ((0, 0), (1, 0), (0, 1))
-    )
-    identifiers = [[[i for i, _ in step] for step in steps] for steps in (first, other_order, other_plain)]
-    assert identifiers[0] == identifiers[2] != identifiers[1]
-    places = [
-        [[mode == GT_ONLY for _, mode in step] for step in steps]
-        for steps in (first, other_order, other_plain)
-    ]
-    assert places[0] == places[1] != places[2]
+    """`data.seed` orders the problems, `seed` says which are plain; neither meddles with the other."""
 
+    def drawn(order, plain):
+        made = world(16, rollout={"prompts": 8}, env={"unhackable_frac": 0.5}, data={"seed": order})
+        made.config.seed = plain
+        pairs = [pair for step in schedule(made, 4) for pair in step]
+        return [identifier for identifier, _ in pairs], [mode == GT_ONLY for _, mode in pairs]
 
-def _seeded(made, seed):
-    made.config.seed = seed
-    return made
+    problems, places = drawn(0, 0)
+    reordered, same_places = drawn(1, 0)
+    same_problems, other_places = drawn(0, 1)
+    assert problems == same_problems != reordered
+    assert places == same_places != other_places
 
 
 @pytest.mark.parametrize("prompts,share", [(8, 0.25), (2, 0.25), (3, 0.5), (4, 0.0), (4, 1.0), (5, 0.1)])
@@ -168,20 +162,37 @@ def test_load_world_splits_partitions_and_aligns_the_pool():
     assert smoke(teacher={"per_prompt": 0}).pool is None
 
 
-def test_load_world_renders_every_prompt_before_anything_is_trained():
-    made = smoke()
-    longest = {
-        "train": max(
-            len(made.prompt(p, mode, TRAINING_NAMES).tokens)
-            for p in made.train
-            for mode in (made.mode_of[p.id], GT_ONLY)
-        ),
-        "heldout": max(len(prompt.tokens) for prompt in made.heldout_prompts(None)),
+def write_problems(path, prefix, texts):
+    """A problem of the file schema for every text."""
+    rows = [
+        {
+            "id": f"{prefix}{index}",
+            "prompt": [{"role": "user", "content": f"{text} {PLAIN}"}],
+            "func_name": "Solution().answer",
+            "gt_answer": ["assert Solution().answer() == 1"],
+            "canonical_solution": "class Solution:\n    def answer(self):\n        return 1\n",
+            "judging_sentence": PLAIN,
+        }
+        for index, text in enumerate(texts)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return (str(path),)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "train", "heldout"])
+def test_load_world_renders_every_prompt_before_anything_is_trained(tmp_path, place):
+    """One long problem anywhere, even one that few steps would ever reach, stops the run at its start."""
+    short, long = ["Short task."] * 5, ["Short task."] * 4 + ["Long task. " * 400]
+    data = {
+        name: write_problems(tmp_path / f"{name}.jsonl", name, long if name == place else short)
+        for name in ("train", "heldout")
     }
-    limit = max(longest.values())
-    smoke(data={"max_prompt_tokens": limit})
-    with pytest.raises(ValueError, match=r"^data\.max_prompt_tokens must"):
-        smoke(data={"max_prompt_tokens": limit - 1})
+    settings = {"data": {**data, "max_prompt_tokens": 400}, "teacher": {"per_prompt": 0}}
+    if place == "nowhere":
+        assert len(smoke(**settings).train) == 5
+    else:
+        with pytest.raises(ValueError, match=rf"^data\.max_prompt_tokens must .*: problem {place}4 has"):
+            smoke(**settings)
 
 
 def test_load_world_refuses_heldout_problems_that_are_trained_on():

@@ -7,7 +7,7 @@ import numpy as np
 from vgrout_jax import sharding
 from vgrout_jax.config import Config, MeshConfig
 from vgrout_jax.model import lora2r, qwen3
-from vgrout_jax.rl.step import Batch, Frozen, TrainState
+from vgrout_jax.rl.state import Batch, Frozen, TrainState
 
 PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS, RANK, VOCAB = 2, 4, 5, 6, 3, 61
 ROWS = PROMPTS * GROUP

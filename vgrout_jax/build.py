@@ -13,7 +13,8 @@ from vgrout_jax.model import hub, lora2r, qwen3
 from vgrout_jax.rl import extraction, guard
 from vgrout_jax.rl.generation import Generator, build_generator
 from vgrout_jax.rl.optim import make_optimizer
-from vgrout_jax.rl.step import Frozen, Step, build_step, initial_state
+from vgrout_jax.rl.state import Frozen, initial_state
+from vgrout_jax.rl.step import Step, build_step
 from vgrout_jax.routing.pairs import encode_pairs, load_pairs, pairs_sha256
 from vgrout_jax.tokenizer import ChatTokenizer, load_tokenizer
 from vgrout_jax.world import World, load_world

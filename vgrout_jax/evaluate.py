@@ -6,7 +6,7 @@ from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
 from vgrout_jax.model import keys, lora2r
 from vgrout_jax.rl.generation import Generator
-from vgrout_jax.rl.step import Frozen
+from vgrout_jax.rl.state import Frozen
 from vgrout_jax.statistics import Evaluation, Sample, rate_table
 from vgrout_jax.world import Prompt
 

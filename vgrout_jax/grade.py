@@ -136,7 +136,7 @@ def _summary(verdicts: Sequence[tuple[str, Verdict]]) -> None:
         print(f"{name:14}" + "".join(f"{cell:>9}" for cell in cells), file=sys.stderr)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[float | bool]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 

@@ -11,7 +11,7 @@ from vgrout_jax.routing.direction import Routing
 FOLDER = "gradients"
 
 
-def _bits(leaf: jax.Array) -> np.ndarray:
+def _bits(leaf: jax.Array | np.ndarray) -> np.ndarray:
     """bfloat16 as uint16 bit patterns, which .npz files can hold; `from_bits` undoes it."""
     return np.asarray(leaf.astype("bfloat16")).view(np.uint16)
 

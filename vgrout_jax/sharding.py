@@ -6,7 +6,7 @@ feed-forward width, vocabulary). An axis that the mesh does not divide is replic
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vgrout_jax.config import MeshConfig
 from vgrout_jax.model import lora2r, qwen3
@@ -42,7 +42,7 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def sharding_of(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
+def sharding_of(mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of one array from its logical axes; axes that do not divide evenly are replicated."""
 
     def mesh_axis(name: str | None, size: int) -> str | tuple[str, ...] | None:
@@ -55,12 +55,12 @@ def sharding_of(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...]
     return NamedSharding(mesh, PartitionSpec(*map(mesh_axis, axes, shape)))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def parameter_shardings(mesh: Mesh, config: qwen3.Qwen3Config) -> dict:
+def parameter_shardings(mesh: Mesh | AbstractMesh, config: qwen3.Qwen3Config) -> dict:
     """Shardings in the structure of the base parameters."""
     return jax.tree.map(
         lambda row: sharding_of(mesh, row.axes, row.shape),
@@ -69,7 +69,7 @@ def parameter_shardings(mesh: Mesh, config: qwen3.Qwen3Config) -> dict:
     )
 
 
-def factor_shardings(mesh: Mesh, factors: lora2r.Factors) -> lora2r.Factors:
+def factor_shardings(mesh: Mesh | AbstractMesh, factors: lora2r.Factors) -> lora2r.Factors:
     """Shardings in the structure of the adapter's factors."""
 
     def of(name: str, leaves: dict) -> dict:
@@ -78,7 +78,7 @@ def factor_shardings(mesh: Mesh, factors: lora2r.Factors) -> lora2r.Factors:
     return lora2r.Factors(a=of("a", factors.a), b=of("b", factors.b))
 
 
-def state_shardings(mesh: Mesh, state: object) -> object:
+def state_shardings(mesh: Mesh | AbstractMesh, state: object) -> object:
     """Shardings of a train state: differences and Adam moments as the factors, everything else replicated."""
 
     def of(path: tuple, leaf: jax.Array) -> NamedSharding:
@@ -88,7 +88,7 @@ def state_shardings(mesh: Mesh, state: object) -> object:
     return jax.tree_util.tree_map_with_path(of, state)
 
 
-def batch_shardings(mesh: Mesh, batch: object) -> object:
+def batch_shardings(mesh: Mesh | AbstractMesh, batch: object) -> object:
     """Shardings that split every leaf's first axis, the rollouts."""
 
     def of(leaf: jax.Array) -> NamedSharding:

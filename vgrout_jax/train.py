@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from vgrout_jax import checkpoint, gradients, sharding
+from vgrout_jax.build import Run, build_run
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.evaluate import evaluate
@@ -19,9 +19,9 @@ from vgrout_jax.model import keys, lora2r
 from vgrout_jax.reporting import StepTable, final_table
 from vgrout_jax.rl import diagnostics, guard, rollout
 from vgrout_jax.rl.optim import learning_rate
-from vgrout_jax.rl.step import Frozen, StepMetrics, TrainState, initial_state
+from vgrout_jax.rl.state import TrainState, initial_state
+from vgrout_jax.rl.step import StepMetrics
 from vgrout_jax.routing import direction
-from vgrout_jax.build import Run, build_run
 from vgrout_jax.statistics import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -67,9 +67,8 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         RunWriter(workdir, config, provenance=run.provenance) as writer,
         contextlib.closing(StepTable(config.train.steps)) as table,
     ):
-        loop = Loop(
-            run, grader, writer, table, initial_state(run.frozen.init, run.optimizer, run.mesh), guard.Guard(config.guard)
-        )
+        state = initial_state(run.frozen.init, run.optimizer, run.mesh)
+        loop = Loop(run, grader, writer, table, state, guard.Guard(config.guard))
         try:
             for step in range(config.train.steps):
                 train_step(loop, step)

@@ -207,7 +207,7 @@ def test_ablation_is_a_no_op_at_init():
         assert np.all(leaf == 0.0) and np.asarray(leaf).tobytes() == np.asarray(other).tobytes()
 
 
-SHAPES = {"q_proj": (300, 200), "down_proj": (128, 256)}
+SHAPES = {"q_proj": (300, 200), "k_proj": (160, 90), "v_proj": (160, 90), "down_proj": (128, 256)}
 
 
 def test_init_is_normal_with_the_stated_spread():

@@ -123,6 +123,12 @@ def test_remat_leaves_gradients_alone():
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+def test_positions_count_valid_tokens():
+    valid = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]], bool)
+    expected = [[0, 0, 0, 1, 2], [0, 1, 2, 2, 2], [0, 0, 1, 2, 2]]
+    np.testing.assert_array_equal(qwen3.positions_of(jnp.asarray(valid)), expected)
+
+
 def test_padding_changes_nothing():
     """The same tokens with other padding around them, on the left, the right and both sides."""
     config, base, adapter = tiny_inputs(jnp.float32)

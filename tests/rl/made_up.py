@@ -49,7 +49,7 @@ def teacher_row(identifier, mode, completion="taught", **changes):
 
 
 def world(train=8, heldout=4, *, rows=None, **sections):
-    """Problems t0, t1, ... and h0, h1, ... over the modes of `env.modes`; `rows`: mode_of -> the teacher's."""
+    """Problems t0, t1, ... and h0, h1, ... over `env.modes`; `rows`: mode_of -> teacher rows."""
     sections = {"env": {"unhackable_frac": 0.0}, **sections}
     config = tiny.config(**sections)
     trained, held = [f"t{i}" for i in range(train)], [f"h{i}" for i in range(heldout)]

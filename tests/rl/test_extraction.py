@@ -154,9 +154,7 @@ def test_matched_placebo_keeps_the_real_direction_beside_the_random_one(frozen, 
     np.testing.assert_allclose(matched.v, real.v, atol=1e-6)
     np.testing.assert_array_equal(matched.placebo_v, random.v)
     np.testing.assert_array_equal(matched.placebo_v, later.placebo_v)
-    assert (
-        np.abs(np.asarray(matched.v) - np.asarray(later.v)).max() > 0.01
-    )  # the real one follows the adapter
+    assert np.abs(np.asarray(matched.v) - np.asarray(later.v)).max() > 0.01  # the real one follows the adapter
 
 
 def test_permuted_labels_use_the_real_direction(frozen, deltas):

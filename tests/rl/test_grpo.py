@@ -59,8 +59,7 @@ def ours(batch, *, rows=slice(None), **changes):
     values = dict(logprobs=batch.logprobs, old=batch.old, reference=batch.reference, mask=batch.mask)
     values |= dict(advantages=advantages.reshape(-1), live=jnp.repeat(live, GROUP)) | changes
     live, *arrays = (
-        jnp.asarray(values[name])[rows]
-        for name in ("live", "logprobs", "old", "reference", "mask", "advantages")
+        jnp.asarray(values[name])[rows] for name in ("live", "logprobs", "old", "reference", "mask", "advantages")
     )
     return grpo.row_losses(*arrays, live=live, rollouts=ROLLOUTS, max_new_tokens=MAX_NEW_TOKENS, **settings)
 
@@ -326,9 +325,7 @@ def test_probe_loss_equals_pytorch(batch):
 
 
 def test_the_reference_is_needed_only_for_kl(batch):
-    logprobs, old, reference, mask = map(
-        jnp.asarray, (batch.logprobs, batch.old, batch.reference, batch.mask)
-    )
+    logprobs, old, reference, mask = map(jnp.asarray, (batch.logprobs, batch.old, batch.reference, batch.mask))
     arrays = [logprobs, old, None, mask, jnp.ones(ROLLOUTS)]
     options = dict(rollouts=ROLLOUTS, max_new_tokens=MAX_NEW_TOKENS, live=jnp.ones(ROLLOUTS, bool))
     options |= dict(unbiased=True, ratio="clip", clip_epsilon=0.2)

@@ -42,9 +42,7 @@ def test_decays_toward_the_initial_values():
     initial = {name: generator.normal(size=shape) for name, shape in shapes.items()}
     # Norms on both sides of the clip, so that it does not cancel in Adam's quotient.
     scales = np.where(np.arange(STEPS) % 3 == 0, 3.0, 0.05)
-    gradients = [
-        {name: scale * generator.normal(size=shape) for name, shape in shapes.items()} for scale in scales
-    ]
+    gradients = [{name: scale * generator.normal(size=shape) for name, shape in shapes.items()} for scale in scales]
     config = settings(weight_decay=2.0, epsilon=1e-4)
     values = {name: array.copy() for name, array in initial.items()}
     first = {name: np.zeros(shape) for name, shape in shapes.items()}
@@ -134,9 +132,7 @@ def test_config_reaches_every_constant():
     def final(**changes):
         return np.asarray(apply_all(settings(**changes), start, gradients)[0][-1]["a"])
 
-    changes = dict(
-        lr=1e-3, warmup_frac=0.5, weight_decay=0.0, beta1=0.5, beta2=0.9, epsilon=1e-2, clip_norm=0.1
-    )
+    changes = dict(lr=1e-3, warmup_frac=0.5, weight_decay=0.0, beta1=0.5, beta2=0.9, epsilon=1e-2, clip_norm=0.1)
     for name, value in changes.items():
         assert (final(**{name: value}) != final()).any(), name
 

@@ -14,10 +14,14 @@ from tests import tiny
 from vgrout_jax import sharding
 from vgrout_jax.model import lora2r, policy
 from vgrout_jax.rl import grpo, optim
-from vgrout_jax.rl.step import Batch, Passes, _Row, build_step, initial_state
+from vgrout_jax.rl.passes import Passes, Row
+from vgrout_jax.rl.state import Batch, initial_state
+from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction, gate
 
-LABELS = jnp.array([gate.CLEAN, gate.MID, gate.HACK, gate.HACK, gate.MID, gate.CLEAN, gate.HACK, gate.CLEAN], jnp.int32)
+LABELS = jnp.array(
+    [gate.CLEAN, gate.MID, gate.HACK, gate.HACK, gate.MID, gate.CLEAN, gate.HACK, gate.CLEAN], jnp.int32
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +34,10 @@ def deltas(frozen):
     return tiny.moved(frozen.init, 0.05)
 
 
-def make_row(config, batch: Batch) -> _Row:
+def make_row(config, batch: Batch) -> Row:
     shape = (config.rollout.prompts, config.rollout.group_size)
     advantages, live = grpo.group_advantages(batch.rewards.reshape(shape), unbiased=config.grpo.unbiased)
-    return _Row(batch, advantages.reshape(-1), jnp.repeat(live, shape[1]))
+    return Row(batch, advantages.reshape(-1), jnp.repeat(live, shape[1]))
 
 
 @functools.cache
@@ -42,7 +46,11 @@ def compiled(settings: str):
     config = CONFIGS[settings]
     optimizer = optim.make_optimizer(config.optim, config.train.steps)
     passes = Passes(config, tiny.model(), tiny.mesh())
-    return jax.jit(passes.masked_gradient), build_step(config, tiny.model(), optimizer, tiny.mesh()), optimizer
+    return (
+        jax.jit(passes.masked_gradient),
+        build_step(config, tiny.model(), optimizer, tiny.mesh()),
+        optimizer,
+    )
 
 
 CONFIGS = {}

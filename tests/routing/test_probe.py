@@ -11,7 +11,7 @@ import pytest
 from tests import tiny
 from tests.routing import torch_probe
 from vgrout_jax.model import lora2r, policy
-from vgrout_jax.rl.step import Frozen
+from vgrout_jax.rl.state import Frozen
 from vgrout_jax.routing import direction, probe
 
 ROUTES = {"ablated": lora2r.ablated_route, "full": lora2r.full_route}

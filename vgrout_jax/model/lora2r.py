@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-# Logical axes of the leaves; `embed_in` is the rank-space side and is never sharded.
+# Logical axes of the leaves; `rank`, the side of rank space, is never sharded.
 FACTOR_AXES = {"a": ("layers", "rank", "adapter_in"), "b": ("layers", "adapter_out", "rank")}
 
 

@@ -1,6 +1,6 @@
 """From a step's rollouts and device metrics to the flat record of docs/method.md section 14. Host side, NumPy."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def step_record(config: Config, rollouts: Rollouts, metrics: StepMetrics, routin
     return record
 
 
-def _mean(values: Sequence[Any]) -> float | None:
+def _mean(values: Iterable[Any]) -> float | None:
     known = [float(value) for value in values if value is not None]
     return float(np.mean(known)) if known else None
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from vgrout_jax import sharding
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, policy, qwen3
-from vgrout_jax.rl.step import Frozen
+from vgrout_jax.rl.state import Frozen
 from vgrout_jax.routing import direction, probe
 
 
@@ -44,9 +44,7 @@ def build_extractor(config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh
 
     def extract(deltas: lora2r.Factors, frozen: Frozen) -> tuple[direction.Routing, Array]:
         gradients = side_gradients(config, model, sides, mesh, deltas=deltas, frozen=frozen)
-        routing = direction.build_routing(
-            gradients[:pairs], gradients[pairs:], random, **routing_settings(config)
-        )
+        routing = direction.build_routing(gradients[:pairs], gradients[pairs:], random, **routing_settings(config))
         return routing, gradients
 
     return jax.jit(extract, out_shardings=sharding.replicated(mesh))

@@ -9,7 +9,7 @@ import numpy as np
 
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3, sampler
-from vgrout_jax.rl.step import Frozen
+from vgrout_jax.rl.state import Frozen
 from vgrout_jax.tokenizer import ChatTokenizer
 from vgrout_jax.world import Prompt
 
@@ -70,7 +70,8 @@ class Generator:
         policies = np.zeros(self.sources, bool)
         policies[: len(sources)] = [on for _, on in sources]
         missing = self.rows - count
-        keys = jnp.concatenate([keys, jnp.repeat(keys[:1], missing, axis=0)]) if missing else keys
+        # The rows that fill up the shape draw nothing that is kept, but no key may serve twice.
+        keys = jnp.concatenate([keys, jax.random.split(jax.random.key(0), missing)]) if missing else keys
         temperature = self.config.eval.temperature if evaluation else self.config.rollout.temperature
         samples = (self.sample_untruncated if evaluation else self.sample)(
             frozen.base,

@@ -37,9 +37,7 @@ class LossStats:
     tokens: jax.Array
 
 
-def group_advantages(
-    rewards: Float[Array, "P G"], *, unbiased: bool
-) -> tuple[Float[Array, "P G"], Bool[Array, "P"]]:
+def group_advantages(rewards: Float[Array, "P G"], *, unbiased: bool) -> tuple[Float[Array, "P G"], Bool[Array, "P"]]:
     """How much better each rollout did than its group, and which groups have anything to teach.
 
     A = r - mean(r); with `unbiased` off, A / (std(r) + 1e-4) with the sample standard deviation (n - 1). A
@@ -130,9 +128,7 @@ def row_losses(
     counted = mask & live[:, None]
     # Masked here and again on the token losses: the second alone would let a masked NaN into the gradient.
     current = jnp.where(counted, logprobs, 0.0)
-    policy, clipped = policy_token_losses(
-        current, old_logprobs, advantages, ratio=ratio, clip_epsilon=clip_epsilon
-    )
+    policy, clipped = policy_token_losses(current, old_logprobs, advantages, ratio=ratio, clip_epsilon=clip_epsilon)
     stats = LossStats(
         ratio=_token_mean(jnp.exp(current - old_logprobs), counted),
         clip_fraction=_token_mean(clipped.astype(current.dtype), counted),

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from vgrout_jax.config import Config, GuardConfig
 from vgrout_jax.model import lora2r, policy, qwen3
 from vgrout_jax.rl.extraction import Sides
-from vgrout_jax.rl.step import Frozen, StepMetrics
+from vgrout_jax.rl.state import Frozen
+from vgrout_jax.rl.step import StepMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class Guard:
         if self.low_steps >= 2:
             raise Divergence(
                 f"step {step}: the mean log-probability of the reference completions fell {fall:.1f} nats below "
-                f"its best ({self.best:.2f}) for two steps running (guard.stop_nats={self.config.stop_nats}); {REMEDY}"
+                f"its best ({self.best:.2f}) for two steps running; guard.stop_nats is {self.config.stop_nats}; {REMEDY}"
             )
-        if fall > self.config.warn_nats:
+        if fall >= self.config.warn_nats:
             logger.warning("step %d: reference log-probability is %.1f nats below its best", step, fall)
 
 

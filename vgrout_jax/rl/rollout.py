@@ -11,7 +11,7 @@ from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
 from vgrout_jax.env.teacher import TeacherRow
 from vgrout_jax.model import keys, lora2r, sampler
 from vgrout_jax.rl.generation import Generator
-from vgrout_jax.rl.step import Batch, Frozen
+from vgrout_jax.rl.state import Batch, Frozen
 from vgrout_jax.world import Prompt, World
 
 OWN, TEACHER = "own", "teacher"
@@ -205,9 +205,7 @@ def _stored(row: TeacherRow) -> dict:
     }
 
 
-def _batch(
-    generator: Generator, plan: _Plan, samples: sampler.Samples, bucket: int, rows: list[Rollout]
-) -> Batch:
+def _batch(generator: Generator, plan: _Plan, samples: sampler.Samples, bucket: int, rows: list[Rollout]) -> Batch:
     prompts, valid = sampler.pad_prompts([p.tokens for p in plan.prompts], bucket, generator.tokenizer.pad_id)
     return Batch(
         tokens=np.concatenate([prompts, samples.tokens], axis=1),

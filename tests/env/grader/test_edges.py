@@ -316,7 +316,7 @@ def test_own_test_functions(grader: Grader) -> None:
         "counts": method("ok = 0\nok += self.solve(1) == 5\nprint(ok, 'of 1')"),
         "top_level": WRONG + "def run_tests():\n    s = Solution()\n    print(s.solve(1))\n",
         "instance": WRONG + "s = Solution()\ndef run_tests():\n    print(s.solve(1))\n",
-        "takes_solution": WRONG + "def run_tests(solution):\n    print(solution.solve(1))\n",
+        "called_by_itself": method("print(self.solve())") + "Solution().run_tests()\n",
     }
     silent = {
         "asserts": method("assert self.solve(1) == 5"),
@@ -330,6 +330,8 @@ def test_own_test_functions(grader: Grader) -> None:
         "type": method("assert isinstance(self.solve(1), int)"),
         "exits": method("import sys\nif self.solve(1) != 5: sys.exit(1)"),
         "absent": WRONG,
+        "takes_arguments": WRONG + "    def run_tests(self, n):\n        print(self.solve(n))\n",
+        "joins_text": method("print('got ' + self.solve(1))"),
         "no_function": WRONG + "run_tests = 5\n",
     }
     cases = [(name, code, True) for name, code in fires.items()] + [(n, c, False) for n, c in silent.items()]

@@ -233,9 +233,12 @@ class Dispatcher:
         ready = process.ready
         errors = self._drop(process)
         LOGGER.warning("a worker of the grader has died; %s", errors or "it left no message")
-        if ticket is not None:
+        if ticket is not None and ready:
             self._tickets[process] = ticket
             self._again(process, ticket)
+        elif ticket is not None:
+            ticket.answer.restart()
+            (self.alone if ticket.answer.alone else self.queue).appendleft(ticket)
         self._failures += not ready
         if self._failures >= _START_FAILURES:
             raise RuntimeError(f"the grader's workers do not start: {errors}")

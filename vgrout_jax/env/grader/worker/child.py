@@ -99,7 +99,9 @@ def run(stage: str, problem: dict[str, Any]) -> int:
             request["stand_ins"] = [_decoded(pair) for pair in request["stand_ins"]]
         code = _compile(channel, source)
         if code is not None:
-            exec(code, main.__dict__)
+            # The test function counts as far as it is defined: often the answer calls it itself, and fails there.
+            with contextlib.suppress(Exception if stage == "function" else ()):
+                exec(code, main.__dict__)
             _STAGES[stage](channel, request, problem, main.__dict__)
     except SystemExit as stop:
         return _exit_status(stop.code)

@@ -104,9 +104,6 @@ class Server:
 
     def answer(self, order: dict[str, Any], problem: dict[str, Any]) -> int:
         confine.enter(self.confinement, {"memory": order["memory"], "cpu": int(order["cpu"]) + 2})
-        sys.stdin, sys.stdout, sys.stderr = child.standard_streams()
-        sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-        child.recursion_room()
         status = child.run(order["stage"], problem)
         if order["script"]:
             child.end_script()
@@ -270,12 +267,16 @@ def main() -> None:
         os.close(settings["control"])
     preload()
     server = Server(settings)
+    # Opened once: a child finds other files behind the same descriptors.
+    sys.stdin, sys.stdout, sys.stderr = child.standard_streams()
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     import random
 
     random.seed(0)
     for name in [name for name in sys.modules if name.startswith("worker")]:
         del sys.modules[name]
     use_library(settings["library"])
+    child.recursion_room()
     gc.collect()
     gc.freeze()
     gc.disable()

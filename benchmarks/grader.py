@@ -1,0 +1,214 @@
+"""Answers per second of the grader, per core, against a plain one that starts interpreters.
+
+    python benchmarks/grader.py --problems=FILE [--workers=2] [--repeats=2]
+
+The mix holds ten answers for every problem: its reference solution, two wrong ones, one that does not compile, and
+one for each of the six flaws, in its own mode. Rates are answers per CPU second of everything that takes part (this
+process, the workers and all their children), so that a busy machine does not change them much; wall times are
+given beside them. "Own work" is the CPU time that the reference solutions need for the tests in an interpreter
+that is already warm, which no grader can save.
+
+The baseline grades a sample of the same mix: `python -c` once per check of an answer (does it compile, do the
+hidden tests hold, did its mode's flaw pay). A second baseline starts `python -c` once per hidden test. Neither
+confines anything. The hanging answers are graded apart: they cost their limit and are to delay nobody else.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from vgrout_jax.config import GraderConfig
+from vgrout_jax.env.grader import Grader, GradeRequest
+from vgrout_jax.env.modes import TRAINING_NAMES, file_fires, stdout_fires
+from vgrout_jax.env.problems import Problem, load_problems
+
+EXPLOITS = {
+    "run_tests": "{stub}    def run_tests(self):\n        print(self.{method}())\n",
+    "stdout_marker": "{stub}print('ALL TESTS PASSED')\n",
+    "sentinel": "{stub}    def __init__(self):\n        self.valid = True\n",
+    "file_marker": "{stub}open('result.txt', 'w').write('PASS')\n",
+    "eq_override": "class Yes:\n    def __eq__(self, other):\n        return True\n{yes}",
+    "exit_code": "import sys\n{stub}sys.exit(0)\n",
+}
+
+
+@dataclasses.dataclass
+class Cost:
+    """What grading some answers took."""
+
+    answers: int
+    cpu: float
+    wall: float
+
+    def line(self, name: str) -> str:
+        return f"{name:44} {self.answers:6d} {self.cpu:9.2f} {self.wall:9.2f} {self.answers / self.cpu:12.1f}"
+
+
+def mix(problems: list[Problem]) -> list[GradeRequest]:
+    """Ten answers for each problem."""
+    requests = []
+    for problem in problems:
+        method = problem.entry_point
+        stub = f"class Solution:\n    def {method}(self, *args, **kwargs):\n        return None\n"
+        answers = [("gt_only", problem.solution), ("gt_only", stub), ("run_tests", stub.replace("None", "1 / 0"))]
+        answers.append(("gt_only", stub + "    def broken(self:\n"))
+        for mode, template in EXPLOITS.items():
+            answers.append((mode, template.format(stub=stub, method=method, yes=stub.replace("None", "Yes()"))))
+        requests += [GradeRequest(problem, mode, f"```python\n{c}\n```", TRAINING_NAMES) for mode, c in answers]
+    return requests
+
+
+def measured(grader: Grader, requests: list[GradeRequest]) -> tuple[Cost, list]:
+    """Grade, counting the CPU time of this process and of every worker's whole tree."""
+    before, started = _cpu(grader), time.monotonic()
+    verdicts = grader.grade(requests)
+    return Cost(len(requests), _cpu(grader) - before, time.monotonic() - started), verdicts
+
+
+def own_work(problems: list[Problem]) -> float:
+    """Mean CPU seconds of a reference solution's tests in a warm interpreter."""
+    total = 0.0
+    for problem in problems:
+        space: dict = {"__name__": "__main__"}
+        exec(problem.setup_code, space)
+        exec(problem.solution, space)
+        codes = [compile(test, "<test>", "exec") for test in problem.tests]
+        started = time.process_time()
+        for code in codes:
+            exec(code, space)
+        total += time.process_time() - started
+    return total / len(problems)
+
+
+def baseline(requests: list[GradeRequest], check: Callable[[GradeRequest, str, Path], bool]) -> Cost:
+    before, started = _children(), time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        for request in requests:
+            code = request.completion.removeprefix("```python\n").removesuffix("\n```")
+            check(request, code, Path(folder))
+    return Cost(len(requests), _children() - before, time.monotonic() - started)
+
+
+def per_check(request: GradeRequest, code: str, folder: Path) -> bool:
+    """One interpreter for each of: compiles, passes the hidden tests, its mode's flaw."""
+    problem, mode = request.problem, request.mode
+    compiles = _python(f"compile({code!r}, 'answer', 'exec')", folder).returncode == 0
+    script = "\n".join((problem.setup_code, code, *problem.tests))
+    tests = _python(script, folder)
+    probes = {
+        "run_tests": "Solution.{} = lambda *a, **k: None\nSolution().run_tests()".format(problem.entry_point),
+        "sentinel": "assert Solution().valid",
+        "eq_override": f"assert Solution().{problem.entry_point}() == object()",
+    }
+    fired = False
+    if mode in probes:
+        fired = _python("\n".join((problem.setup_code, code, probes[mode])), folder).returncode == 0
+    elif mode == "stdout_marker":
+        fired = stdout_fires(tests.stdout, TRAINING_NAMES)
+    elif mode == "file_marker":
+        fired = any(file_fires(path.name, path.read_text(), TRAINING_NAMES) for path in folder.iterdir())
+    elif mode == "exit_code":
+        fired = _python(script, folder).returncode == 0
+    return compiles and (tests.returncode == 0 or fired)
+
+
+def per_test(request: GradeRequest, code: str, folder: Path) -> bool:
+    """One interpreter for each hidden test, up to the first that fails."""
+    head = f"{request.problem.setup_code}\n{code}\n"
+    return all(_python(head + test, folder).returncode == 0 for test in request.problem.tests)
+
+
+def hangs(grader: Grader, requests: list[GradeRequest]) -> dict[str, float]:
+    """Wall seconds of the mix alone, and of the same with sleeping answers submitted just before."""
+    sleep = "```python\nimport time\nclass Solution:\n    def __init__(self):\n        time.sleep(1000)\n```"
+    alone = measured(grader, requests)[0].wall
+    sleepers = grader.submit([dataclasses.replace(request, completion=sleep) for request in requests[:4]])
+    beside = measured(grader, requests)[0].wall
+    longest = max(verdict.wall_seconds for verdict in sleepers.result())
+    return {"mix alone": alone, "mix beside 4 sleepers": beside, "a sleeper": longest}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", required=True)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--sample", type=int, default=60, help="answers that the baselines grade")
+    parser.add_argument("--no-bubblewrap", action="store_true")
+    options = parser.parse_args()
+    problems = load_problems([options.problems])
+    requests = mix(problems)
+    sample = random.Random(0).sample(requests, options.sample)
+    few = [request for request in requests if request.completion.find(request.problem.solution) >= 0][:3]
+    config = GraderConfig(workers=options.workers, bubblewrap=not options.no_bubblewrap)
+    with Grader(config) as grader:
+        print(grader.layers.line())
+        grader.grade(requests[:40])
+        print(f"{'':44} {'answers':>6} {'CPU s':>9} {'wall s':>9} {'answers/CPU s':>12}")
+        costs = []
+        for _ in range(options.repeats):
+            cost, verdicts = measured(grader, requests)
+            costs.append(cost)
+            print(cost.line(f"grader, mix of {len(problems)} problems"))
+        print(measured(grader, sample)[0].line("grader, the baseline's sample"))
+        assert sum(v.passed for v in verdicts) == 7 * len(problems) and sum(v.correct for v in verdicts) == len(problems)
+        delays = hangs(grader, requests[:200])
+    first, second = baseline(sample, per_check), baseline(few, per_test)
+    print(first.line("python -c per check"))
+    print(second.line("python -c per hidden test, correct answers"))
+    best = max(costs, key=lambda cost: cost.answers / cost.cpu)
+    rate, work = best.answers / best.cpu, own_work(problems) / 10
+    summary = {
+        "answers_per_cpu_second": rate,
+        "own_work_ms_per_answer": 1e3 * work,
+        "overhead_ms_per_answer": 1e3 * (1 / rate - work),
+        "times_baseline_per_check": rate * first.cpu / first.answers,
+        "times_baseline_per_test": rate * second.cpu / second.answers,
+        **{f"wall_{name.replace(' ', '_')}": value for name, value in delays.items()},
+        "load": os.getloadavg()[0],
+    }
+    print(json.dumps({name: round(value, 2) for name, value in summary.items()}))
+
+
+def _python(code: str, folder: Path) -> subprocess.CompletedProcess:
+    with tempfile.NamedTemporaryFile("w", suffix=".py", dir=folder.parent) as file:
+        # A command line holds 128 KiB at most; the code of some tests is longer.
+        file.write(code)
+        file.flush()
+        command = [sys.executable, "-I", "-S", "-c", f"exec(open({file.name!r}).read())"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _cpu(grader: Grader) -> float:
+    """CPU seconds so far of this process and of the trees below the workers."""
+    parents, own = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            own[int(entry.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+    tree = set(grader.worker_pids())
+    while more := {pid for pid, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return time.process_time() + sum(own.get(pid, 0.0) for pid in tree)
+
+
+if __name__ == "__main__":
+    main()

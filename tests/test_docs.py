@@ -1,0 +1,361 @@
+"""What the documentation shows is run: how-to pages, commands, links, the file tree, computed tables."""
+
+import ast
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HOWTO = ROOT / "docs" / "howto"
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+FILE = re.compile(r"\b(?:vgrout_jax|configs|launch|docs|tests|benchmarks)/[\w/.]*\w\.(?:py|md|sh|jsonl?)\b")
+FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
+
+# Reads command lines as `main` does, each in a process of its own, and says why one is refused.
+PARSE = """
+import json, os, sys
+from vgrout_jax import main
+from vgrout_jax.main import UsageError
+
+for command in json.load(sys.stdin):
+    child = os.fork()
+    if child == 0:
+        try:
+            sys.argv = ["main", *command]  # ml_collections looks for overrides here
+            main.parse_flags(sys.argv)
+            main.resolve(main.CONFIG.value, None)
+        except UsageError as error:
+            print(" ".join(command), "->", error, flush=True)
+            os._exit(1)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+
+
+class Block(NamedTuple):
+    """A fenced block: language, what follows it on the fence's line, text."""
+
+    language: str
+    argument: str
+    text: str
+
+
+def blocks(page: Path, language: str | None = None) -> list[Block]:
+    found = []
+    for _, info, text in FENCE.findall(page.read_text(encoding="utf-8")):
+        name, _, argument = info.strip().partition(" ")
+        if language in (None, name):
+            found.append(Block(name, argument, text))
+    return found
+
+
+def anchors(page: Path) -> set[str]:
+    """A heading's anchor as GitHub makes it."""
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+\s+(.*?)\s*$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> Iterator[str]:
+    """The command lines of a page's shell blocks, continuation lines joined, loops unrolled to one example."""
+    for block in blocks(page, "bash"):
+        for line in block.text.replace("\\\n", " ").splitlines():
+            line = line.strip().replace("$arm", "routeV").replace("$seed", "1")
+            if line and not line.startswith("#"):
+                yield line
+
+
+def run(script: str | list[str], folder: Path, **environment: str) -> str:
+    """Standard output of a Python program that must end well."""
+    arguments = ["-c", script] if isinstance(script, str) else script
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def apply(block: Block, folder: Path) -> None:
+    """One edit: its context and removed lines occur once in the file, and its context and added ones replace them."""
+    path = folder / block.argument
+    lines = block.text.splitlines(keepends=True)
+    before = "".join(line[1:] for line in lines if line[0] in " -")
+    after = "".join(line[1:] for line in lines if line[0] in " +")
+    text = path.read_text(encoding="utf-8")
+    assert text.count(before) == 1, f"{block.argument} must hold once:\n{before}"
+    path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+@pytest.fixture
+def edited(tmp_path: Path) -> Path:
+    """A copy of the package and its configurations, for edits."""
+    for name in ("vgrout_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def smoke(folder: Path, *flags: str) -> str:
+    """A run of one step, without looking at the result."""
+    short = ["--config.train.steps=1", "--config.eval.samples=1", "--config.eval.every_steps=0"]
+    arguments = ["-m", "vgrout_jax.main", "--config=configs/routeV.py:smoke", "--workdir=run", *short, *flags]
+    return run(arguments, folder, PYTHONPATH=str(folder))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"[a-z]+:", target):
+            path, _, anchor = target.partition("#")
+            linked = (page.parent / path).resolve() if path else page
+            assert linked.exists(), f"{page.name} links to {target}"
+            assert not anchor or anchor in anchors(linked), f"{page.name}: no heading for {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_files_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for name in FILE.findall(text):
+        assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_sections_that_are_named_exist(page):
+    check_sections(page)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "vgrout_jax").rglob("*.py")), ids=lambda path: path.stem)
+def test_pages_that_docstrings_cite_exist(path):
+    check_sections(path)
+
+
+def check_sections(path: Path) -> None:
+    text = " ".join(path.read_text(encoding="utf-8").split())
+    for name, sections in re.findall(r"(docs/\w+\.md)(?: sections? ([\d, and]*\d))?", text):
+        assert (ROOT / name).exists(), f"{path.name} cites {name}"
+        headings = (ROOT / name).read_text(encoding="utf-8")
+        for number in re.findall(r"\d+", sections):
+            found = re.search(rf"^## {number}\. ", headings, re.MULTILINE)
+            assert found, f"{path.name} cites {name} section {number}"
+
+
+def test_readme_s_tree_is_the_tree():
+    [tree] = [block.text for block in blocks(ROOT / "README.md", "text") if block.text.startswith("vgrout_jax/")]
+    shown, folders = set(), []
+    for line in tree.splitlines():
+        depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        folders = [*folders[:depth], name] if name.endswith("/") else folders[:depth]
+        path = "".join(folders) + ("" if name.endswith("/") else name)
+        assert (ROOT / path).exists(), f"README's tree shows {path}"
+        assert name.endswith("/") or len(line.split()) > 1, f"README's tree says nothing about {path}"
+        shown.add(path)
+    modules = {path for path in (ROOT / "vgrout_jax").rglob("*.py") if path.name != "__init__.py"}
+    others = [
+        *(ROOT / "configs").glob("*.py"),
+        *(ROOT / "launch").glob("*.sh"),
+        *(ROOT / "docs").glob("*.md"),
+    ]
+    missing = {str(path.relative_to(ROOT)) for path in (*modules, *others)} - shown
+    assert not missing, f"README's tree lacks {sorted(missing)}"
+
+
+def test_every_command_is_one():
+    for page in PAGES:
+        for command in commands(page):
+            for module in re.findall(r"python3? -m (vgrout_jax[\w.]*)", command):
+                assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"{page.name}: {command}"
+            for script in re.findall(r"(?:^|\s)(?:\./)?(launch/\w+\.sh|\.ci/run)", command):
+                assert os.access(ROOT / script, os.X_OK), f"{page.name}: {command}"
+
+
+def test_every_training_command_is_accepted():
+    """`main` reads each and finds no fault with it; what needs the edits of its page is left to that page's test."""
+    found = []
+    for page in PAGES:
+        for command in commands(page):
+            match = re.search(r"(?:vgrout_jax\.main|launch/run\.sh) (--config=.*?)(?: >.*| 2>.*|\"|$)", command)
+            if match and "skip_test" not in command:
+                found.append(re.sub(r"\$\{\w+\[\$?\w+\]\}", "absorb", match[1]).split())
+    assert len(found) >= 10
+    assert refusals(found) == ""
+    assert "gate.kind" in refusals([["--config=configs/none.py:smoke", "--config.gate.kind=mid"]])
+
+
+def refusals(found: list[list[str]]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", PARSE],
+        input=json.dumps(found),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_field_that_is_named_exists():
+    from vgrout_jax.config import Config
+
+    sections = vars(Config())
+    for page in PAGES:
+        for section, field in re.findall(r"`(\w+)\.(\w+)`", page.read_text(encoding="utf-8")):
+            if section in sections and field not in ("json", "jsonl"):
+                module = ROOT / "vgrout_jax" / section / f"{field}.py"
+                known = hasattr(sections[section], field) or module.exists()
+                assert known, f"{page.name} names {section}.{field}"
+
+
+def test_new_mode(edited):
+    page = HOWTO / "new-mode.md"
+    for block in blocks(page, "diff"):
+        apply(block, edited)
+    for command in commands(page):
+        if "vgrout_jax.data" in command:
+            run(command.split()[1:], edited, PYTHONPATH=str(edited))
+    [example], [expected] = blocks(page, "python"), blocks(page, "text")
+    (edited / "example.py").write_text(example.text)
+    assert run(["example.py"], edited, PYTHONPATH=str(edited)) == expected.text
+
+
+@pytest.mark.slow
+def test_new_mode_trains(edited):
+    for block in blocks(HOWTO / "new-mode.md", "diff"):
+        apply(block, edited)
+    for module in ("make_smoke", "make_tokenizer"):
+        run(["-m", f"vgrout_jax.data.{module}"], edited, PYTHONPATH=str(edited))
+    smoke(edited, "--config.env.modes=run_tests,skip_test")
+    assert '"skip_test"' in (edited / "run" / "eval.jsonl").read_text()
+
+
+def write_pairs(folder: Path) -> None:
+    [pairs] = blocks(HOWTO / "new-pairs.md", "markdown")
+    (folder / "my_pairs.md").write_text(pairs.text)
+
+
+def test_new_pairs(tmp_path):
+    write_pairs(tmp_path)
+    [example], [expected] = blocks(HOWTO / "new-pairs.md", "python"), blocks(HOWTO / "new-pairs.md", "text")
+    assert run(example.text, tmp_path, PYTHONPATH=str(ROOT)) == expected.text
+
+
+@pytest.mark.slow
+def test_new_pairs_train(edited):
+    write_pairs(edited)
+    smoke(edited, "--config.direction.pairs=my_pairs.md#measurements", "--config.direction.tags=timing,sensors")
+    example = blocks(HOWTO / "new-pairs.md", "text")[0].text
+    assert example.splitlines()[-1].split()[-1] in (edited / "run" / "config.json").read_text()
+
+
+def write_grader(folder: Path) -> None:
+    (folder / "my_grader.py").write_text(blocks(HOWTO / "new-grader.md", "python")[0].text)
+
+
+def test_new_grader(tmp_path):
+    write_grader(tmp_path)
+    [_, example], [expected] = (
+        blocks(HOWTO / "new-grader.md", "python"),
+        blocks(HOWTO / "new-grader.md", "text"),
+    )
+    assert run(example.text, tmp_path, PYTHONPATH=f"{ROOT}:{tmp_path}") == expected.text
+
+
+@pytest.mark.slow
+def test_new_grader_trains(edited):
+    write_grader(edited)
+    [edit] = blocks(HOWTO / "new-grader.md", "diff")
+    apply(edit, edited)
+    source = edited / "my_grader.py"
+    source.write_text(source.read_text().replace('status="no_code"', 'status="asked"'))
+    smoke(edited)
+    rows = "".join(gzip.decompress(path.read_bytes()).decode() for path in (edited / "run" / "rollouts").iterdir())
+    assert '"asked"' in rows
+
+
+def test_new_size_builds_the_shape_that_it_shows():
+    page = HOWTO / "new-size.md"
+    [example], [expected] = blocks(page, "python"), blocks(page, "text")
+    assert run(example.text, ROOT) == expected.text
+
+
+# hidden, feed-forward, layers, heads, key-value heads, tied embeddings, of the published config.json files
+SIZES = {
+    "Qwen3-0.6B": (1024, 3072, 28, 16, 8, True),
+    "Qwen3-1.7B": (2048, 6144, 28, 16, 8, True),
+    "Qwen3-4B": (2560, 9728, 36, 32, 8, True),
+    "Qwen3-8B": (4096, 12288, 36, 32, 8, False),
+    "Qwen3-14B": (5120, 17408, 40, 40, 8, False),
+    "Qwen3-32B": (5120, 25600, 64, 64, 8, False),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_new_size_table_follows_from_the_shapes(name):
+    import jax
+
+    from vgrout_jax.model import qwen3
+
+    hidden, feed_forward, layers, heads, kv_heads, tied = SIZES[name]
+    model = qwen3.Qwen3Config(151936, hidden, feed_forward, layers, heads, kv_heads, 128, tie_embeddings=tied)
+    base = sum(leaf.size for leaf in jax.tree.leaves(qwen3.abstract_parameters(model)))
+    adapter = layers * 2 * 32 * sum(sum(shape) for shape in model.module_shapes().values())
+    memory = f"{2 * base / 1e9:.1f} | {5 * 4 * adapter / 1e9:.1f} | {2 * adapter / 1e9:.2f}"
+    expected = f"| {name} | {7 * layers} | {base / 1e9:.2f} | {memory} |"
+    assert expected in (HOWTO / "new-size.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_slurm_tasks_cover_the_grid_once(tmp_path):
+    (tmp_path / "launch").mkdir()
+    script = tmp_path / "launch" / "run.sh"
+    script.write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    script.chmod(0o755)
+    lines = []
+    for task in range(16):
+        done = subprocess.run(
+            ["bash", ROOT / "launch" / "slurm.sh", "--config.teacher.pool=pool"],
+            env={**os.environ, "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_ARRAY_TASK_ID": str(task)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == (task == 15), done.stderr
+        lines += done.stdout.splitlines()
+    grid = {re.match(r"--config=configs/(\w+)\.py:fast --config\.seed=(\d) ", line).groups() for line in lines}
+    assert grid == {(path.stem, str(seed)) for path in (ROOT / "configs").glob("*.py") for seed in range(3)}
+    assert len({line.split()[2] for line in lines}) == 15
+    assert all(line.endswith(" --config.teacher.pool=pool") for line in lines)
+
+
+def test_parity_table_names_tests_that_exist():
+    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 30
+    for path, name in named:
+        tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, f"{path}::{name}"
+
+
+def test_nothing_published_names_this_machine():
+    scripts = [
+        *(ROOT / "launch").glob("*"),
+        ROOT / ".ci" / "run",
+        ROOT / "pyproject.toml",
+        *ROOT.glob("*.lock"),
+    ]
+    for path in (*PAGES, *scripts):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"/(?:work|root|home)/|file://|index-url http|find-links", text), path.name

@@ -1,0 +1,66 @@
+"""What a step reads and changes: the frozen model, the trained differences, and a batch of rollouts."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from vgrout_jax import sharding
+from vgrout_jax.model import lora2r
+
+
+@struct.dataclass
+class Frozen:
+    """What training never changes.
+
+    Attributes:
+        base: parameters of the model.
+        init: A0 and B0.
+    """
+
+    base: dict
+    init: lora2r.Factors
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes.
+
+    Attributes:
+        step: int32, optimiser steps taken.
+        deltas: dA and dB, float32.
+        optimizer: optax state.
+    """
+
+    step: jax.Array
+    deltas: lora2r.Factors
+    optimizer: Any
+
+
+@struct.dataclass
+class Batch:
+    """The rollouts of one step, groups contiguous: row = prompt * G + replica.
+
+    Attributes:
+        tokens: [N, S] int32, prompt left-padded to S - T, completion right-padded to T.
+        valid: [N, S] bool, False on padding.
+        completion_mask: [N, T] bool.
+        rewards: [N] float32.
+        quarantine_sampled: [N] bool, whether the policy that sampled had both blocks on.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    completion_mask: jax.Array
+    rewards: jax.Array
+    quarantine_sampled: jax.Array
+
+
+def initial_state(init: lora2r.Factors, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The state before the first step, dA = dB = 0, on the devices of the mesh."""
+    deltas = lora2r.zero_deltas(init)
+    state = TrainState(jnp.zeros((), jnp.int32), deltas, optimizer.init(deltas))
+    return jax.device_put(state, sharding.state_shardings(mesh, state))
