@@ -119,24 +119,24 @@ def resolve(config: Config, workdir: str | None) -> tuple[Config, Path]:
 
 
 def main(_: Sequence[str]) -> None:
-    """Checks the configuration, then trains. Exit status 1 and one line for whatever the user can mend."""
+    """Checks the configuration, then trains. Exit status 1 and one line for whatever the user can mend.
+
+    `--verbosity=1` shows where that line came from.
+    """
     try:
         config, workdir = resolve(CONFIG.value, WORKDIR.value)
-        _log_to_stderr()
+        logging.getLogger("vgrout_jax").setLevel(logging.INFO)
+        from vgrout_jax.env.grading import GradingFailed
         from vgrout_jax.rl.guard import Divergence  # jax is imported once the configuration has been checked
         from vgrout_jax.train import train
 
         try:
             train(config, workdir)
-        except (ValueError, FileNotFoundError, Divergence) as error:
+        except (ValueError, FileNotFoundError, Divergence, GradingFailed) as error:
+            absl_logging.debug("stopped by", exc_info=True)
             raise UsageError(_one_line(error)) from error
     except UsageError as error:
         sys.exit(f"error: {error}")
-
-
-def _log_to_stderr() -> None:
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("vgrout_jax").setLevel(logging.INFO)
 
 
 def run() -> None:

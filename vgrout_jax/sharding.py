@@ -31,8 +31,13 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """The device mesh.
 
     Raises:
-        ValueError: if the axes' product is not the number of devices.
+        ValueError: if the axes' product is not the number of devices, or the run spans several hosts.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a run must be one process, got {jax.process_count()}: files and grading are not split over hosts yet; "
+            "give each host a run of its own (docs/howto/cluster.md)"
+        )
     shape = (config.data, config.fsdp, config.tensor)
     if np.prod(shape) != jax.device_count():
         raise ValueError(

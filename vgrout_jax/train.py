@@ -13,6 +13,7 @@ from vgrout_jax import checkpoint, gradients, sharding
 from vgrout_jax.build import Run, build_run
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader
+from vgrout_jax.env.grading import GradingFailed, open_grader
 from vgrout_jax.evaluate import evaluate
 from vgrout_jax.metrics import RunWriter
 from vgrout_jax.model import keys, lora2r
@@ -59,11 +60,11 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
     Raises:
         ValueError, FileNotFoundError: a setting or file that cannot be used, before anything is trained.
-        guard.Divergence: the run was stopped; the adapter of the last good step is in the workdir.
+        guard.Divergence, GradingFailed: the run was stopped; the adapter of the last good step is in the workdir.
     """
-    run = build_run(config)
     with (
-        Grader(config.grader) as grader,
+        open_grader(config.grader) as grader,
+        contextlib.nullcontext(build_run(config)) as run,
         RunWriter(workdir, config, provenance=run.provenance) as writer,
         contextlib.closing(StepTable(config.train.steps)) as table,
     ):
@@ -72,7 +73,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         try:
             for step in range(config.train.steps):
                 train_step(loop, step)
-        except guard.Divergence:
+        except (guard.Divergence, GradingFailed):
             save(loop)
             raise
         return finish(loop)

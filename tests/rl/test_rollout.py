@@ -85,11 +85,16 @@ def test_teacher_rows_end_at_their_step():
 
 def test_teacher_draw_is_a_function_of_the_step():
     made = world(rows=taught, rollout={"prompts": 8}, teacher={"per_prompt": 1})
-    drawn = [[row and row.completion for row in planned(made, step).teacher] for step in (0, 5, 10)]
-    again = [[row and row.completion for row in planned(made, step).teacher] for step in (10, 5, 0)]
-    assert drawn == again[::-1]
-    picks = [{text.rsplit(" ", 1)[1] for text in step if text} for step in drawn]
-    assert set().union(*picks) == {"0", "1", "2"}
+
+    def drawn(step):
+        return [row.completion for row in planned(made, step).teacher if row is not None]
+
+    forwards = [drawn(step) for step in range(10)]
+    assert [drawn(step) for step in reversed(range(10))] == forwards[::-1]
+    numbers = [[text.rsplit(" ", 1)[1] for text in step] for step in forwards]
+    assert all(
+        set(group) == {"0", "1", "2"} for group in zip(*numbers, strict=True)
+    )  # another one every step
 
 
 def test_missing_teacher_rows_are_own_rows():

@@ -35,8 +35,13 @@ def completion_logprobs(
     Returns:
         Float32 log-probabilities; those of padding mean nothing and must be masked by the caller.
 
+    Raises:
+        ValueError: no prompt token is left before the completion.
+
     Reference: docs/method.md sections 7 and 8.
     """
+    if not 0 < completion_length < tokens.shape[1]:
+        raise ValueError(f"completion_length must be between 1 and S - 1 = {tokens.shape[1] - 1}, got {completion_length}")
     layer = None
     if adapter is not None:
         layer = qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), scale)
@@ -49,23 +54,24 @@ def completion_logprobs(
 def token_logprobs(
     base: dict, hidden: Float[Array, "N T D"], targets: Int[Array, "N T"], *, chunk: int
 ) -> Float[Array, "N T"]:
-    """log softmax(unembed(hidden))[targets] in float32, `chunk` tokens at a time.
+    """log softmax(unembed(hidden))[targets] in float32, `chunk` tokens at a time (at least one of every row).
 
     The logits of a chunk are recomputed in the backward pass, so that [N, T, V] never exists.
     """
-    rows, length, width = hidden.shape
-    count = rows * length
-    chunk = min(chunk, count)
-    padding = -count % chunk
-    flat_hidden = jnp.pad(hidden.reshape(count, width), ((0, padding), (0, 0)))
-    flat_targets = jnp.pad(targets.reshape(count), (0, padding))
+    rows, length, _ = hidden.shape
+    positions = min(max(1, chunk // rows), length)
+
+    def split(leaf: Array) -> Array:
+        """[N, T, ...] -> [chunks, N, positions, ...]: every chunk holds all rows, so all devices share its work."""
+        padded = jnp.pad(leaf, ((0, 0), (0, -length % positions)) + ((0, 0),) * (leaf.ndim - 2))
+        return padded.reshape(rows, -1, positions, *leaf.shape[2:]).swapaxes(0, 1)
 
     @jax.checkpoint
     def of_chunk(inputs: tuple[Array, Array]) -> Array:
         chunk_hidden, chunk_targets = inputs
-        logits = qwen3.unembed(base, chunk_hidden)  # [chunk, V]
-        chosen = jnp.take_along_axis(logits, chunk_targets[:, None], axis=-1)[:, 0]
+        logits = qwen3.unembed(base, chunk_hidden)  # [N, positions, V]
+        chosen = jnp.take_along_axis(logits, chunk_targets[..., None], axis=-1)[..., 0]
         return chosen - jax.nn.logsumexp(logits, axis=-1)
 
-    chunks = (flat_hidden.reshape(-1, chunk, width), flat_targets.reshape(-1, chunk))
-    return jax.lax.map(of_chunk, chunks).reshape(-1)[:count].reshape(rows, length)
+    values = jax.lax.map(of_chunk, (split(hidden), split(targets)))
+    return values.swapaxes(0, 1).reshape(rows, -1)[:, :length]

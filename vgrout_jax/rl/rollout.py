@@ -8,6 +8,7 @@ import numpy as np
 
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
+from vgrout_jax.env.grading import grade_all
 from vgrout_jax.env.teacher import TeacherRow
 from vgrout_jax.model import keys, lora2r, sampler
 from vgrout_jax.rl.generation import Generator
@@ -157,7 +158,7 @@ def _verdicts(plan: _Plan, texts: list[str], grader: Grader) -> list[Verdict | N
         GradeRequest(plan.prompts[i].problem, plan.prompts[i].mode, texts[i], plan.prompts[i].names) for i in own
     ]
     verdicts: list[Verdict | None] = [None] * len(texts)
-    for index, verdict in zip(own, grader.grade(requests), strict=True):
+    for index, verdict in zip(own, grade_all(grader, requests), strict=True):
         verdicts[index] = verdict
     return verdicts
 

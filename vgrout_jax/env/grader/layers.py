@@ -221,9 +221,13 @@ def _standard_library() -> Path:
 
 def _readable(library: Path) -> list[Path]:
     """What Landlock lets an answer read: the standard library without installed packages, and libraries."""
-    names = sorted(path.name for path in _standard_library().iterdir() if path.name not in _PACKAGES)
+    # Where the packages are not there anyway one rule will do; each costs every child a little.
+    entries = [library]
+    if library == _standard_library():
+        names = sorted(path.name for path in library.iterdir() if path.name not in _PACKAGES)
+        entries = [library / name for name in names]
     own = [*Path(sys.base_prefix, "lib").glob("libpython*.so*"), _INSIDE_PREFIX / "lib"]
-    return [*(library / name for name in names), *own, *map(Path, _SYSTEM_LIBRARIES)]
+    return [*entries, *own, *map(Path, _SYSTEM_LIBRARIES)]
 
 
 def _identity(index: int) -> int:

@@ -90,6 +90,7 @@ def run(stage: str, problem: dict[str, Any]) -> int:
     sys.argv = [""]
     gc.enable()
     try:
+        main.__dict__.update(problem["imports"])
         exec(problem["setup"], main.__dict__)
         channel.send(b"B")
         if stage == "judge":

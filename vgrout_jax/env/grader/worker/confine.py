@@ -10,8 +10,7 @@ import resource
 import signal
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import syscalls
 
@@ -33,8 +32,7 @@ OPEN_FILES = 64
 STACK_BYTES = 96 << 20  # below the 128 MiB that the kernel always leaves free under a main thread's stack
 
 
-@dataclass(frozen=True)
-class Confinement:
+class Confinement(NamedTuple):
     """What a child is put into.
 
     Attributes:
@@ -62,6 +60,8 @@ def prepare(settings: Mapping[str, Any]) -> Confinement:
     os.makedirs(folder, mode=0o755, exist_ok=True)
     if uid is not None:
         os.chown(folder, uid, uid)
+    if settings["seccomp"]:
+        syscalls.program(0)  # makes the filter once, for all children
     ruleset = -1
     if settings["landlock"]:
         ruleset = landlock_ruleset(settings["readable"], settings["listable"], folder)

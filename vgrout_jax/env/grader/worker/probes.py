@@ -4,7 +4,7 @@ Only the method that the tests call is replaced. Everything else of the answer s
 that checks through helpers of its own still checks.
 """
 
-import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -97,10 +97,10 @@ def own_test(space: dict[str, Any], names: list[str], entry_point: str) -> Calla
     if isinstance(solution, type):
         _replace(solution, entry_point)
     for name in names:
-        if inspect.isfunction(space.get(name)):
+        if isinstance(space.get(name), types.FunctionType):
             return space[name]
         if isinstance(solution, type) and callable(getattr(solution, name, None)):
-            kind = inspect.getattr_static(solution, name)
+            kind = next(vars(base)[name] for base in solution.__mro__ if name in vars(base))
             if isinstance(kind, (staticmethod, classmethod)):
                 return getattr(solution, name)
             return lambda name=name: getattr(solution(), name)()

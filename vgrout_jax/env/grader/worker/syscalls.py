@@ -8,7 +8,7 @@ tracing, namespaces and mounts, keyrings, shared memory and message queues, io_u
 
 import errno
 import functools
-import platform
+import os
 import struct
 
 # number on x86-64, number on 64-bit ARM (None: absent there)
@@ -148,14 +148,14 @@ _OTHER = {
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _CLONE_THREAD = 0x00010000
 
-_LOAD, _JUMP_EQUAL, _JUMP_ABOVE, _JUMP_BITS, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_LOAD, _JUMP_ALWAYS, _JUMP_EQUAL, _JUMP_ABOVE, _JUMP_BITS, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 _ALLOW = 0x7FFF0000
 _KILL = 0x80000000
 _ERRNO = 0x00050000
 
 
 def supported() -> bool:
-    return platform.system() == "Linux" and platform.machine() in _ARCHITECTURES
+    return os.uname().sysname == "Linux" and os.uname().machine in _ARCHITECTURES
 
 
 def number(name: str) -> int | None:
@@ -176,17 +176,16 @@ def program(process: int) -> bytes:
 def _template() -> bytes:
     """The filter with `_SOME_PROCESS` in the place of the process's id."""
     column = _column()
+    plain = sorted(numbers[column] for numbers in _ALLOWED.values() if numbers[column] is not None)
     code = [
         _statement(_LOAD, 4),  # the architecture: 32-bit calls have other numbers
-        _jump(_JUMP_EQUAL, _ARCHITECTURES[platform.machine()][1], 1, 0),
+        _jump(_JUMP_EQUAL, _ARCHITECTURES[os.uname().machine][1], 1, 0),
         _statement(_RETURN, _KILL),
         _statement(_LOAD, 0),
         _jump(_JUMP_ABOVE, 0x40000000, 0, 1),  # the x32 interface
         _statement(_RETURN, _KILL),
+        *_search(_ranges(plain)),
     ]
-    for numbers in _ALLOWED.values():
-        if numbers[column] is not None:
-            code += [_jump(_JUMP_EQUAL, numbers[column], 0, 1), _statement(_RETURN, _ALLOW)]
     for numbers in _MISSING.values():
         code += [_jump(_JUMP_EQUAL, numbers[column], 0, 1), _statement(_RETURN, _ERRNO | errno.ENOSYS)]
     for numbers in _SELF_ONLY.values():
@@ -201,6 +200,32 @@ def _template() -> bytes:
         _statement(_RETURN, _ERRNO | errno.EPERM),
     ]
     return b"".join(code)
+
+
+def _ranges(numbers: list[int]) -> list[tuple[int, int]]:
+    """Sorted numbers as half-open ranges."""
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        if found and found[-1][1] == number:
+            found[-1] = (found[-1][0], number + 1)
+        else:
+            found.append((number, number + 1))
+    return found
+
+
+def _search(ranges: list[tuple[int, int]]) -> list[bytes]:
+    """Allow a number in one of the ranges, else go on after the last instruction.
+
+    A binary search: the kernel runs the filter for every call's number when it is installed, once a child.
+    """
+    if len(ranges) == 1:
+        ((low, high),) = ranges
+        return [_jump(_JUMP_ABOVE, low, 0, 2), _jump(_JUMP_ABOVE, high, 1, 0), _statement(_RETURN, _ALLOW)]
+    middle = len(ranges) // 2
+    below, above = _search(ranges[:middle]), _search(ranges[middle:])
+    # Unconditional jump over the upper half; a jump's conditional offsets hold 255 at most.
+    below = [*below, _statement(_JUMP_ALWAYS, len(above))]
+    return [_jump(_JUMP_ABOVE, ranges[middle][0], len(below), 0), *below, *above]
 
 
 def _when(call: int, argument: int, values: tuple[int, ...]) -> list[bytes]:
@@ -228,4 +253,4 @@ def _jump(code: int, value: int, if_true: int, if_false: int) -> bytes:
 
 
 def _column() -> int:
-    return _ARCHITECTURES[platform.machine()][0]
+    return _ARCHITECTURES[os.uname().machine][0]
