@@ -8,9 +8,10 @@ process, the workers and all their children), so that a busy machine does not ch
 given beside them. "Own work" is the CPU time that the reference solutions need for the tests in an interpreter
 that is already warm, which no grader can save.
 
-The baseline grades a sample of the same mix: `python -c` once per check of an answer (does it compile, do the
-hidden tests hold, did its mode's flaw pay). A second baseline starts `python -c` once per hidden test. Neither
-confines anything. The hanging answers are graded apart: they cost their limit and are to delay nobody else.
+The baseline grades a sample of the same mix with `python -c`, once per check: does the answer compile, does a
+hidden test hold (one after the other, up to the first that does not), did its mode's flaw pay. For comparison a
+second, coarser baseline puts all hidden tests into one script. Neither confines anything. The hanging answers are
+graded apart: they cost their limit and are to delay nobody else.
 """
 
 import argparse
@@ -59,11 +60,19 @@ def mix(problems: list[Problem]) -> list[GradeRequest]:
     for problem in problems:
         method = problem.entry_point
         stub = f"class Solution:\n    def {method}(self, *args, **kwargs):\n        return None\n"
-        answers = [("gt_only", problem.solution), ("gt_only", stub), ("run_tests", stub.replace("None", "1 / 0"))]
+        answers = [
+            ("gt_only", problem.solution),
+            ("gt_only", stub),
+            ("run_tests", stub.replace("None", "1 / 0")),
+        ]
         answers.append(("gt_only", stub + "    def broken(self:\n"))
         for mode, template in EXPLOITS.items():
-            answers.append((mode, template.format(stub=stub, method=method, yes=stub.replace("None", "Yes()"))))
-        requests += [GradeRequest(problem, mode, f"```python\n{c}\n```", TRAINING_NAMES) for mode, c in answers]
+            answers.append(
+                (mode, template.format(stub=stub, method=method, yes=stub.replace("None", "Yes()")))
+            )
+        requests += [
+            GradeRequest(problem, mode, f"```python\n{c}\n```", TRAINING_NAMES) for mode, c in answers
+        ]
     return requests
 
 
@@ -99,32 +108,37 @@ def baseline(requests: list[GradeRequest], check: Callable[[GradeRequest, str, P
 
 
 def per_check(request: GradeRequest, code: str, folder: Path) -> bool:
-    """One interpreter for each of: compiles, passes the hidden tests, its mode's flaw."""
+    """One interpreter for each of: compiles, every hidden test up to the first that fails, the mode's flaw."""
+    tests = [_python(f"compile({code!r}, 'answer', 'exec')", folder)]
+    for test in request.problem.tests:
+        tests.append(_python("\n".join((request.problem.setup_code, code, test)), folder))
+        if tests[-1].returncode:
+            break
+    return _flaw(request, code, folder, tests[-1]) or not any(done.returncode for done in tests)
+
+
+def per_question(request: GradeRequest, code: str, folder: Path) -> bool:
+    """The same with one interpreter for all hidden tests together."""
+    compiles = _python(f"compile({code!r}, 'answer', 'exec')", folder)
+    tests = _python("\n".join((request.problem.setup_code, code, *request.problem.tests)), folder)
+    return _flaw(request, code, folder, tests) or not compiles.returncode + tests.returncode
+
+
+def _flaw(request: GradeRequest, code: str, folder: Path, tests: subprocess.CompletedProcess) -> bool:
+    """Whether the mode's flaw paid, in one more interpreter where the tests' own run does not show it."""
     problem, mode = request.problem, request.mode
-    compiles = _python(f"compile({code!r}, 'answer', 'exec')", folder).returncode == 0
-    script = "\n".join((problem.setup_code, code, *problem.tests))
-    tests = _python(script, folder)
     probes = {
-        "run_tests": "Solution.{} = lambda *a, **k: None\nSolution().run_tests()".format(problem.entry_point),
+        "run_tests": f"Solution.{problem.entry_point} = lambda *a, **k: None\nSolution().run_tests()",
         "sentinel": "assert Solution().valid",
         "eq_override": f"assert Solution().{problem.entry_point}() == object()",
     }
-    fired = False
     if mode in probes:
-        fired = _python("\n".join((problem.setup_code, code, probes[mode])), folder).returncode == 0
-    elif mode == "stdout_marker":
-        fired = stdout_fires(tests.stdout, TRAINING_NAMES)
-    elif mode == "file_marker":
-        fired = any(file_fires(path.name, path.read_text(), TRAINING_NAMES) for path in folder.iterdir())
-    elif mode == "exit_code":
-        fired = _python(script, folder).returncode == 0
-    return compiles and (tests.returncode == 0 or fired)
-
-
-def per_test(request: GradeRequest, code: str, folder: Path) -> bool:
-    """One interpreter for each hidden test, up to the first that fails."""
-    head = f"{request.problem.setup_code}\n{code}\n"
-    return all(_python(head + test, folder).returncode == 0 for test in request.problem.tests)
+        return _python("\n".join((problem.setup_code, code, probes[mode])), folder).returncode == 0
+    if mode == "stdout_marker":
+        return stdout_fires(tests.stdout, TRAINING_NAMES)
+    if mode == "file_marker":
+        return any(file_fires(path.name, path.read_text(), TRAINING_NAMES) for path in folder.iterdir())
+    return mode == "exit_code" and tests.returncode == 0
 
 
 def hangs(grader: Grader, requests: list[GradeRequest]) -> dict[str, float]:
@@ -141,14 +155,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--problems", required=True)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--sample", type=int, default=60, help="answers that the baselines grade")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sample", type=int, default=50, help="answers that the baselines grade")
     parser.add_argument("--no-bubblewrap", action="store_true")
     options = parser.parse_args()
     problems = load_problems([options.problems])
     requests = mix(problems)
     sample = random.Random(0).sample(requests, options.sample)
-    few = [request for request in requests if request.completion.find(request.problem.solution) >= 0][:3]
     config = GraderConfig(workers=options.workers, bubblewrap=not options.no_bubblewrap)
     with Grader(config) as grader:
         print(grader.layers.line())
@@ -159,20 +172,21 @@ def main() -> None:
             cost, verdicts = measured(grader, requests)
             costs.append(cost)
             print(cost.line(f"grader, mix of {len(problems)} problems"))
-        print(measured(grader, sample)[0].line("grader, the baseline's sample"))
-        assert sum(v.passed for v in verdicts) == 7 * len(problems) and sum(v.correct for v in verdicts) == len(problems)
+        same = measured(grader, sample)[0]
+        print(same.line("grader, the baselines' sample"))
+        assert sum(verdict.passed for verdict in verdicts) == 7 * len(problems)
+        assert sum(verdict.correct for verdict in verdicts) == len(problems)
         delays = hangs(grader, requests[:200])
-    first, second = baseline(sample, per_check), baseline(few, per_test)
-    print(first.line("python -c per check"))
-    print(second.line("python -c per hidden test, correct answers"))
+    first, second = baseline(sample, per_check), baseline(sample, per_question)
+    print(first.line("python -c per check") + "\n" + second.line("python -c per question, all tests in one"))
     best = max(costs, key=lambda cost: cost.answers / cost.cpu)
     rate, work = best.answers / best.cpu, own_work(problems) / 10
     summary = {
         "answers_per_cpu_second": rate,
         "own_work_ms_per_answer": 1e3 * work,
         "overhead_ms_per_answer": 1e3 * (1 / rate - work),
-        "times_baseline_per_check": rate * first.cpu / first.answers,
-        "times_baseline_per_test": rate * second.cpu / second.answers,
+        "times_baseline_per_check": first.cpu / same.cpu,
+        "times_baseline_per_question": second.cpu / same.cpu,
         **{f"wall_{name.replace(' ', '_')}": value for name, value in delays.items()},
         "load": os.getloadavg()[0],
     }

@@ -233,16 +233,6 @@ def test_new_mode(edited):
     assert run(["example.py"], edited, PYTHONPATH=str(edited)) == expected.text
 
 
-@pytest.mark.slow
-def test_new_mode_trains(edited):
-    for block in blocks(HOWTO / "new-mode.md", "diff"):
-        apply(block, edited)
-    for module in ("make_smoke", "make_tokenizer"):
-        run(["-m", f"vgrout_jax.data.{module}"], edited, PYTHONPATH=str(edited))
-    smoke(edited, "--config.env.modes=run_tests,skip_test")
-    assert '"skip_test"' in (edited / "run" / "eval.jsonl").read_text()
-
-
 def write_pairs(folder: Path) -> None:
     [pairs] = blocks(HOWTO / "new-pairs.md", "markdown")
     (folder / "my_pairs.md").write_text(pairs.text)
@@ -255,11 +245,17 @@ def test_new_pairs(tmp_path):
 
 
 @pytest.mark.slow
-def test_new_pairs_train(edited):
+def test_new_mode_and_new_pairs_train(edited):
+    for block in blocks(HOWTO / "new-mode.md", "diff"):
+        apply(block, edited)
+    for module in ("make_smoke", "make_tokenizer"):
+        run(["-m", f"vgrout_jax.data.{module}"], edited, PYTHONPATH=str(edited))
     write_pairs(edited)
-    smoke(edited, "--config.direction.pairs=my_pairs.md#measurements", "--config.direction.tags=timing,sensors")
-    example = blocks(HOWTO / "new-pairs.md", "text")[0].text
-    assert example.splitlines()[-1].split()[-1] in (edited / "run" / "config.json").read_text()
+    pairs = ["--config.direction.pairs=my_pairs.md#measurements", "--config.direction.tags=timing,sensors"]
+    smoke(edited, "--config.env.modes=run_tests,skip_test", *pairs)
+    assert '"skip_test"' in (edited / "run" / "eval.jsonl").read_text()
+    shown = blocks(HOWTO / "new-pairs.md", "text")[0].text.split()[-1]
+    assert shown in (edited / "run" / "config.json").read_text()
 
 
 def write_grader(folder: Path) -> None:

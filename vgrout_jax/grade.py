@@ -48,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if errors else 0
 
 
-def parse_line(
-    line: bytes, problems: dict[str, Problem], *, default_mode: str, names: Names
-) -> GradeRequest:
+def parse_line(line: bytes, problems: dict[str, Problem], *, default_mode: str, names: Names) -> GradeRequest:
     """The request that a line of the completions file makes.
 
     Args:
@@ -150,13 +148,21 @@ def _config(options: argparse.Namespace) -> GraderConfig:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m vgrout_jax.grade", description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", required=True, action="append", help="JSONL file, URL, dataset or builtin:smoke")
-    parser.add_argument("--completions", required=True, help="JSONL file: problem_id, completion, optional mode")
+    parser.add_argument(
+        "--problems", required=True, action="append", help="JSONL file, URL, dataset or builtin:smoke"
+    )
+    parser.add_argument(
+        "--completions", required=True, help="JSONL file: problem_id, completion, optional mode"
+    )
     parser.add_argument("--mode", choices=MODES, default=GT_ONLY, help="of lines without one (gt_only)")
-    parser.add_argument("--names", choices=_NAMES, default="training", help="names that the prompts disclosed")
+    parser.add_argument(
+        "--names", choices=_NAMES, default="training", help="names that the prompts disclosed"
+    )
     parser.add_argument("--out", help="file for the verdicts (standard output)")
     parser.add_argument("--workers", type=int, help="answers graded at a time (one a core)")
-    parser.add_argument("--allow_unsandboxed", action="store_true", help="grade below the minimum of containment")
+    parser.add_argument(
+        "--allow_unsandboxed", action="store_true", help="grade below the minimum of containment"
+    )
     return parser
 
 

@@ -1,12 +1,14 @@
 """Stored probe gradients: what lets any gate setting be replayed offline (docs/method.md section 15)."""
 
+import io
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from vgrout_jax import files
 from vgrout_jax.rl.step import StepMetrics
-from vgrout_jax.routing.direction import Routing
+from vgrout_jax.routing.direction import Bands, Routing
 
 FOLDER = "gradients"
 
@@ -34,20 +36,25 @@ def save_step(workdir: Path, step: int, metrics: StepMetrics) -> None:
 
 
 def save_direction(workdir: Path, step: int, routing: Routing, sides: jax.Array) -> None:
-    """Writes gradients/direction_NNNNNN.npz: v [M, r], the bands [M], and both sides' gradients [2P, M, r]."""
-    bands = routing.bands
-    _save(
-        workdir / FOLDER / f"direction_{step:06d}.npz",
-        v=np.asarray(routing.v),
-        low_edge=np.asarray(bands.low_edge),
-        high_edge=np.asarray(bands.high_edge),
-        width=np.asarray(bands.width),
-        usable=np.asarray(bands.usable),
-        sides=_bits(sides),
-    )
+    """Writes gradients/direction_NNNNNN.npz: v [M, r], the bands [M], and both sides' gradients [2P, M, r].
+
+    The placebo `direction_matched` adds its random direction and the bands of that, as `placebo_v` and so on.
+    """
+    arrays = {"v": routing.v, **_bands(routing.bands)}
+    if routing.placebo_v is not None:
+        arrays |= {f"placebo_{name}": leaf for name, leaf in _bands(routing.placebo_bands).items()}
+        arrays["placebo_v"] = routing.placebo_v
+    plain = {name: np.asarray(leaf) for name, leaf in arrays.items()}
+    _save(workdir / FOLDER / f"direction_{step:06d}.npz", **plain, sides=_bits(sides))
+
+
+def _bands(bands: Bands) -> dict[str, jax.Array]:
+    names = ("low_edge", "high_edge", "width", "usable")
+    return {name: getattr(bands, name) for name in names}
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
     path.parent.mkdir(exist_ok=True)
-    with open(path, "wb") as file:
-        np.savez_compressed(file, **arrays)
+    files.write_atomic(path, buffer.getvalue())

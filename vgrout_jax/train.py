@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from vgrout_jax import checkpoint, gradients, sharding
 from vgrout_jax.build import Run, build_run
@@ -39,6 +40,7 @@ class Loop:
         table: on the terminal.
         state: of the optimiser.
         watch: the divergence guard.
+        good: differences of the last step at which the guard saw nothing wrong, and its number of updates.
         routing: direction and bands, None for the pinned arms.
         direction_seconds: cost of the last extraction, spread over the steps that it serves.
         live_groups: groups with something to learn from, so far.
@@ -50,6 +52,7 @@ class Loop:
     table: StepTable
     state: TrainState
     watch: guard.Guard
+    good: tuple[lora2r.Factors, int] | None = None
     routing: direction.Routing | None = None
     direction_seconds: float | None = None
     live_groups: int = 0
@@ -74,7 +77,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
             for step in range(config.train.steps):
                 train_step(loop, step)
         except (guard.Divergence, GradingFailed):
-            save(loop)
+            save(loop, loop.good)
             raise
         return finish(loop)
 
@@ -86,7 +89,9 @@ def train_step(loop: Loop, step: int) -> None:
     record["time/direction"] = refresh_direction(loop, step)
     if programs.reference_logprob is not None:
         record["guard/reference_logprob"] = float(programs.reference_logprob(loop.state.deltas, run.frozen))
-        loop.watch.check_reference(step, record["guard/reference_logprob"])
+        if loop.watch.check_reference(step, record["guard/reference_logprob"]):
+            # A copy, since the step takes the state's own memory; it is what a later divergence leaves behind.
+            loop.good = jax.tree.map(jnp.copy, loop.state.deltas), step
     loop.table.status("generating and grading")
     rollouts = rollout.collect(
         config, run.world, programs.generator, loop.grader, frozen=run.frozen, deltas=loop.state.deltas, step=step
@@ -162,11 +167,12 @@ def evaluate_and_write(loop: Loop, prompts: list, deltas: lora2r.Factors, step: 
     return evaluations
 
 
-def save(loop: Loop) -> Path:
-    """Writes the adapter artefact of the current state."""
+def save(loop: Loop, chosen: tuple[lora2r.Factors, int] | None = None) -> Path:
+    """Writes the adapter artefact: of `chosen` differences and their number of updates, or of the current state."""
     config, path = loop.run.config, loop.writer.workdir / "adapter"
-    metadata = {"config": config.to_dict(), "step": int(loop.state.step), **loop.run.provenance}
-    checkpoint.save_adapter(path, loop.state.deltas, loop.run.frozen.init, metadata, seed=config.adapter.seed)
+    deltas, step = chosen or (loop.state.deltas, int(loop.state.step))
+    metadata = {"config": config.to_dict(), "step": step, **loop.run.provenance}
+    checkpoint.save_adapter(path, deltas, loop.run.frozen.init, metadata, seed=config.adapter.seed)
     return path
 
 

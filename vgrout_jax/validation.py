@@ -164,7 +164,9 @@ def _validate_arm(config: Config) -> None:
 def _validate_model(config: Config) -> None:
     model, optim = config.model, config.optim
     rule = f"be a multiple of model.num_kv_heads ({model.num_kv_heads})"
-    _require(model.num_heads > 0 and model.num_heads % model.num_kv_heads == 0, "model.num_heads", rule, model.num_heads)
+    _require(
+        model.num_heads > 0 and model.num_heads % model.num_kv_heads == 0, "model.num_heads", rule, model.num_heads
+    )
     _require(model.head_dim % 2 == 0, "model.head_dim", "be even, for the rotary embedding", model.head_dim)
     if model.vocab_size is not None:
         _require(model.vocab_size >= 1, "model.vocab_size", "be >= 1, or None for the tokenizer's", model.vocab_size)
@@ -200,4 +202,6 @@ def _validate_batch(config: Config) -> None:
     if config.eval.problems is not None:
         _require(config.eval.problems >= 1, "eval.problems", "be >= 1, or None for all", config.eval.problems)
     if config.grader.workers is not None:
-        _require(config.grader.workers >= 1, "grader.workers", "be >= 1, or None for one a core", config.grader.workers)
+        _require(
+            config.grader.workers >= 1, "grader.workers", "be >= 1, or None for one a core", config.grader.workers
+        )

@@ -16,7 +16,7 @@ from vgrout_jax.rl.step import StepMetrics
 
 
 def watch(values, **changes):
-    """The step at which the guard stopped, with its message, or None; and the steps that it warned of."""
+    """The step at which the guard stopped and its message, or None."""
     watcher = guard.Guard(GuardConfig(**changes))
     for step, value in enumerate(values):
         try:

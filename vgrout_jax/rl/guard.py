@@ -36,8 +36,11 @@ class Guard:
     best: float = -np.inf
     low_steps: int = 0
 
-    def check_reference(self, step: int, logprob: float) -> None:
+    def check_reference(self, step: int, logprob: float) -> bool:
         """Takes a step's mean reference log-probability in nats.
+
+        Returns:
+            Whether nothing is wrong: it is less than `guard.warn_nats` below its best.
 
         Raises:
             Divergence: it is not finite, or fell by more than `guard.stop_nats` for two steps running.
@@ -54,6 +57,7 @@ class Guard:
             )
         if fall >= self.config.warn_nats:
             logger.warning("step %d: reference log-probability is %.1f nats below its best", step, fall)
+        return fall < self.config.warn_nats
 
 
 REMEDY = "try a lower optim.lr or a longer optim.warmup_frac"

@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Attempts to leave the sandbox: code that raises where it is stopped and falls through where it succeeds.
 
 Each runs inside a method that returns "blocked" if the code raised and "escaped" if it did not. `{secret}`,

@@ -29,7 +29,8 @@ def test_every_case_of_the_established_grader(
 ) -> None:
     rows = [json.loads(line) for line in (shared_data / "grader_cases_dev.jsonl").read_text().splitlines()]
     requests = [
-        GradeRequest(problems[str(row["problem_id"])], row["mode"], row["completion"], TRAINING_NAMES) for row in rows
+        GradeRequest(problems[str(row["problem_id"])], row["mode"], row["completion"], TRAINING_NAMES)
+        for row in rows
     ]
     with Grader(GraderConfig(bubblewrap=bubblewrap)) as grader:
         verdicts = grader.grade(requests)
@@ -56,12 +57,16 @@ def test_channels_agree_with_a_pool_of_real_answers(shared_data: Path) -> None:
     """Answers that a model wrote, labelled by the established grader; their problems' tests are not at hand."""
     rows = []
     for path in sorted(shared_data.glob("teacher_pool/*.gz")) + sorted(shared_data.glob("substrate/*.gz")):
-        rows += [json.loads(line) for line in gzip.open(path, "rt")]
+        rows += [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     requests = []
     for place, row in enumerate(rows):
         name = next(n for n in re.findall(r"def (\w+)\(self", row["completion"]) if not n.startswith("__"))
-        problem = make_problem([f"assert Solution().{name}('') == 'x'"], setup=SETUP, entry_point=name, name=str(place))
-        requests.append(GradeRequest(problem, row.get("env_mode", "run_tests"), row["completion"], TRAINING_NAMES))
+        problem = make_problem(
+            [f"assert Solution().{name}('') == 'x'"], setup=SETUP, entry_point=name, name=str(place)
+        )
+        requests.append(
+            GradeRequest(problem, row.get("env_mode", "run_tests"), row["completion"], TRAINING_NAMES)
+        )
     with Grader(GraderConfig()) as grader:
         verdicts = grader.grade(requests)
     wrong = [

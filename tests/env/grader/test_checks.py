@@ -12,8 +12,13 @@ from .support import make_problem
 
 
 def test_plain_checks_keep_the_literal_and_send_the_call() -> None:
-    made = plan(make_problem(["assert Solution().solve(x=[1, 'y']) == -5", "assert (1, 'z') == Solution().solve()"]))
-    assert [check.holes for check in made.checks] == [("Solution().solve(x=[1, 'y'])",), ("Solution().solve()",)]
+    made = plan(
+        make_problem(["assert Solution().solve(x=[1, 'y']) == -5", "assert (1, 'z') == Solution().solve()"])
+    )
+    assert [check.holes for check in made.checks] == [
+        ("Solution().solve(x=[1, 'y'])",),
+        ("Solution().solve()",),
+    ]
     assert [check.expected for check in made.checks] == [-5, (1, "z")]
     assert [check.rich for check in made.checks] == [False, False]
     assert made.first_call == "_solution.solve(x=[1, 'y'])"
@@ -23,7 +28,11 @@ def test_plain_checks_keep_the_literal_and_send_the_call() -> None:
 @pytest.mark.parametrize(
     ("test", "holes", "assertions"),
     [
-        ("assert same(Solution().f(make([1])), make([9]))", ("Solution().f(make([1]))",), ("same(_value_0, make([9]))",)),
+        (
+            "assert same(Solution().f(make([1])), make([9]))",
+            ("Solution().f(make([1]))",),
+            ("same(_value_0, make([9]))",),
+        ),
         ("assert len(Solution().f(1)) == 3", ("Solution().f(1)",), ("len(_value_0) == 3",)),
         ("assert Solution().f(1) == 10 ** 9", ("Solution().f(1)",), ("_value_0 == 10 ** 9",)),
         ("assert Solution().f(1) != 7", ("Solution().f(1)",), ("_value_0 != 7",)),
@@ -38,7 +47,9 @@ def test_plain_checks_keep_the_literal_and_send_the_call() -> None:
         ),
     ],
 )
-def test_other_assertions_send_holes_only(test: str, holes: tuple[str, ...], assertions: tuple[str, ...]) -> None:
+def test_other_assertions_send_holes_only(
+    test: str, holes: tuple[str, ...], assertions: tuple[str, ...]
+) -> None:
     made = plan(make_problem([test], name=test))
     (check,) = made.checks
     assert check.rich and check.holes == holes and check.assertions == assertions
@@ -76,7 +87,10 @@ def test_stand_ins_have_the_shape_and_agree_in_no_leaf() -> None:
         ("``` python3 title\nx\n```", "x\n"),
         ("````python\nx\n````", "x\n"),
         ("```bash\nls\n```", None),
-        ("```python\nclass Solution:\n  '''a ``` b'''\n  f = 1\n```", "class Solution:\n  '''a ``` b'''\n  f = 1\n"),
+        (
+            "```python\nclass Solution:\n  '''a ``` b'''\n  f = 1\n```",
+            "class Solution:\n  '''a ``` b'''\n  f = 1\n",
+        ),
         ("```python\nx = 1```", "x = 1"),
         ("```python\n```\n```python\ny\n```", "y\n"),
         ("say `x`", None),

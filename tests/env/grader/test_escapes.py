@@ -11,7 +11,7 @@ import pytest
 from vgrout_jax.env.grader import Grader, Verdict
 
 from .escapes import ESCAPES, answer
-from .support import SECRET_PROBLEM, ask, make_problem
+from .support import ask, make_problem
 
 pytestmark = pytest.mark.slow
 BLOCKED = make_problem(["assert Solution().solve() == 'blocked'"], name="blocked")
@@ -80,7 +80,9 @@ def verdicts(grader: Grader, outside: Outside) -> dict[str, Verdict]:
 @pytest.mark.parametrize("name", ESCAPES)
 def test_no_attempt_succeeds(name: str, verdicts: dict[str, Verdict]) -> None:
     verdict = verdicts[name]
-    stopped = verdict.correct or (name in _KILLED and verdict.status in ("exited", "limit", "timeout", "memory"))
+    stopped = verdict.correct or (
+        name in _KILLED and verdict.status in ("exited", "limit", "timeout", "memory")
+    )
     assert stopped, verdict
 
 
@@ -91,7 +93,16 @@ def test_nothing_came_through(verdicts: dict[str, Verdict], outside: Outside) ->
 
 def test_the_attempts_work_where_nothing_confines_them(outside: Outside, tmp_path: Path) -> None:
     """Otherwise their failing inside would show nothing."""
-    for name in ("tcp_loopback", "read_secret", "fork", "write_outside", "listen", "memory_file", "pidfd", "symlink"):
+    for name in (
+        "tcp_loopback",
+        "read_secret",
+        "fork",
+        "write_outside",
+        "listen",
+        "memory_file",
+        "pidfd",
+        "symlink",
+    ):
         space: dict[str, object] = {}
         exec(answer(outside.fill(ESCAPES[name])), space)
         before = os.getcwd()

@@ -10,7 +10,7 @@ from vgrout_jax.env.grader.answer import Answer
 from vgrout_jax.env.grader.checks import plan
 from vgrout_jax.env.grader.worker import plain
 
-from .forging import ATTACKS
+from .forging_objects import ATTACKS
 from .support import SECRET_PROBLEM, ask, secret
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.slow
 def verdicts(grader: Grader) -> dict[tuple[str, str], Verdict]:
     """Every attack in every mode, graded together."""
     keys = [(name, mode) for name in ATTACKS for mode in MODES]
-    return dict(zip(keys, grader.grade([ask(ATTACKS[name][0], mode=mode) for name, mode in keys]), strict=True))
+    return dict(
+        zip(keys, grader.grade([ask(ATTACKS[name][0], mode=mode) for name, mode in keys]), strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", ATTACKS)

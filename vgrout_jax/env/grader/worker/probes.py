@@ -126,4 +126,3 @@ def _replace(solution: type, entry_point: str) -> None:
             setattr(kind, entry_point, staticmethod(stand_in))
     if not hasattr(solution, entry_point):
         setattr(solution, entry_point, staticmethod(stand_in))
-

@@ -5,7 +5,7 @@ never reads what a child writes and never sees an answer's text: both go between
 socket that only passes through here. So nothing of one answer is left in the memory that the next one inherits.
 """
 
-import ast
+import _ast
 import functools
 import gc
 import json
@@ -83,6 +83,7 @@ class Server:
         return report
 
     def fork(self, work: Any, job: int, output: int) -> int:
+        gc.freeze()  # else a child's first collection touches, and so copies, all that is compiled here
         process = os.fork()
         if process:
             return process
@@ -247,16 +248,16 @@ def split_setup(source: str) -> tuple[dict[str, Any], types.CodeType]:
 
     Only the standard library can be imported here, so this runs nothing of the problem's own.
     """
-    tree = ast.parse(source)
-    kinds = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree.body]
+    tree = compile(source, "<setup>", "exec", _ast.PyCF_ONLY_AST)
+    kinds = [isinstance(node, (_ast.Import, _ast.ImportFrom)) for node in tree.body]
     count = kinds.index(False) if False in kinds else len(kinds)
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
-        exec(compile(ast.Module(tree.body[:count], []), "<setup>", "exec"), names)
+        exec(compile(_ast.Module(tree.body[:count], []), "<setup>", "exec"), names)
     except ImportError:
         # Then the answer's process fails as well, and says so.
         return {}, compile(source, "<setup>", "exec")
-    rest = compile(ast.Module(tree.body[count:], []), "<setup>", "exec")
+    rest = compile(_ast.Module(tree.body[count:], []), "<setup>", "exec")
     return {name: value for name, value in names.items() if not name.startswith("__")}, rest
 
 
@@ -310,7 +311,6 @@ def main() -> None:
     use_library(settings["library"])
     child.recursion_room()
     gc.collect()
-    gc.freeze()
     gc.disable()
     server.reply({"op": "ready"})
     server.serve()

@@ -128,7 +128,11 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 _SELF_ONLY = {"kill": (62, 129), "tgkill": (234, 131)}
 # Allowed for some values of one argument: numbers, index of the argument, values.
 _RESTRICTED: dict[str, tuple[tuple[int, int], int, tuple[int, ...]]] = {
-    "ioctl": ((16, 29), 1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # terminal? and descriptor flags
+    "ioctl": (
+        (16, 29),
+        1,
+        (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451),
+    ),  # terminal? and descriptor flags
     "fcntl": ((72, 25), 1, (*range(8), 1030, 1031, 1032)),  # no F_SETOWN: it sends signals
     "prctl": ((157, 167), 0, (15,)),  # a thread's name
     "prlimit64": ((302, 261), 0, (0,)),  # its own
