@@ -6,7 +6,8 @@ The mix holds ten answers for every problem: its reference solution, two wrong o
 one for each of the six flaws, in its own mode. Rates are answers per CPU second of everything that takes part (this
 process, the workers and all their children), so that a busy machine does not change them much; wall times are
 given beside them. "Own work" is the CPU time that the reference solutions need for the tests in an interpreter
-that is already warm, which no grader can save.
+that is already warm, which no grader can save. A few problems need so much of it that the mix is also graded
+without them.
 
 The baseline grades a sample of the same mix with `python -c`, once per check: does the answer compile, does a
 hidden test hold (one after the other, up to the first that does not), did its mode's flaw pay. For comparison a
@@ -32,6 +33,7 @@ from vgrout_jax.env.grader import Grader, GradeRequest
 from vgrout_jax.env.modes import TRAINING_NAMES, file_fires, stdout_fires
 from vgrout_jax.env.problems import Problem, load_problems
 
+_SLOW = 0.5  # CPU seconds of a reference solution's tests
 EXPLOITS = {
     "run_tests": "{stub}    def run_tests(self):\n        print(self.{method}())\n",
     "stdout_marker": "{stub}print('ALL TESTS PASSED')\n",
@@ -83,9 +85,9 @@ def measured(grader: Grader, requests: list[GradeRequest]) -> tuple[Cost, list]:
     return Cost(len(requests), _cpu(grader) - before, time.monotonic() - started), verdicts
 
 
-def own_work(problems: list[Problem]) -> float:
-    """Mean CPU seconds of a reference solution's tests in a warm interpreter."""
-    total = 0.0
+def own_work(problems: list[Problem]) -> list[float]:
+    """CPU seconds of each reference solution's tests in a warm interpreter."""
+    seconds = []
     for problem in problems:
         space: dict = {"__name__": "__main__"}
         exec(problem.setup_code, space)
@@ -94,8 +96,8 @@ def own_work(problems: list[Problem]) -> float:
         started = time.process_time()
         for code in codes:
             exec(code, space)
-        total += time.process_time() - started
-    return total / len(problems)
+        seconds.append(time.process_time() - started)
+    return seconds
 
 
 def baseline(requests: list[GradeRequest], check: Callable[[GradeRequest, str, Path], bool]) -> Cost:
@@ -152,14 +154,10 @@ def hangs(grader: Grader, requests: list[GradeRequest]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--problems", required=True)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--sample", type=int, default=50, help="answers that the baselines grade")
-    parser.add_argument("--no-bubblewrap", action="store_true")
-    options = parser.parse_args()
+    options = _options()
     problems = load_problems([options.problems])
+    work = own_work(problems)
+    quick = mix([problem for problem, seconds in zip(problems, work, strict=True) if seconds < _SLOW])
     requests = mix(problems)
     sample = random.Random(0).sample(requests, options.sample)
     config = GraderConfig(workers=options.workers, bubblewrap=not options.no_bubblewrap)
@@ -172,6 +170,8 @@ def main() -> None:
             cost, verdicts = measured(grader, requests)
             costs.append(cost)
             print(cost.line(f"grader, mix of {len(problems)} problems"))
+        light = measured(grader, quick)[0]
+        print(light.line(f"grader, problems that need < {_SLOW} s ({len(quick) // 10})"))
         same = measured(grader, sample)[0]
         print(same.line("grader, the baselines' sample"))
         assert sum(verdict.passed for verdict in verdicts) == 7 * len(problems)
@@ -180,17 +180,28 @@ def main() -> None:
     first, second = baseline(sample, per_check), baseline(sample, per_question)
     print(first.line("python -c per check") + "\n" + second.line("python -c per question, all tests in one"))
     best = max(costs, key=lambda cost: cost.answers / cost.cpu)
-    rate, work = best.answers / best.cpu, own_work(problems) / 10
+    rate, own = best.answers / best.cpu, sum(work) / len(requests)
     summary = {
         "answers_per_cpu_second": rate,
-        "own_work_ms_per_answer": 1e3 * work,
-        "overhead_ms_per_answer": 1e3 * (1 / rate - work),
+        "answers_per_cpu_second_without_slow_problems": light.answers / light.cpu,
+        "own_work_ms_per_answer": 1e3 * own,
+        "overhead_ms_per_answer": 1e3 * (1 / rate - own),
         "times_baseline_per_check": first.cpu / same.cpu,
         "times_baseline_per_question": second.cpu / same.cpu,
         **{f"wall_{name.replace(' ', '_')}": value for name, value in delays.items()},
         "load": os.getloadavg()[0],
     }
     print(json.dumps({name: round(value, 2) for name, value in summary.items()}))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--problems", required=True)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--sample", type=int, default=50, help="answers that the baselines grade")
+    parser.add_argument("--no-bubblewrap", action="store_true")
+    return parser.parse_args()
 
 
 def _python(code: str, folder: Path) -> subprocess.CompletedProcess:

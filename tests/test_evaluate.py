@@ -54,9 +54,7 @@ def test_draws_are_paired_over_policies_steps_and_arms():
     np.testing.assert_array_equal(deployed, trained)
     assert len(np.unique(deployed, axis=0)) == 8
     prompts = [prompt for prompt in made.heldout_prompts(None) for _ in range(2)]
-    expected = keys.evaluation_keys(
-        3, SPLIT, [p.problem.id for p in prompts], [p.mode for p in prompts], [0, 1] * 4
-    )
+    expected = keys.evaluation_keys(3, SPLIT, [p.problem.id for p in prompts], [p.mode for p in prompts], [0, 1] * 4)
     np.testing.assert_array_equal(deployed, jax.random.key_data(expected))
     later = world(8, 4, eval={"samples": 2, "seed": 3}, gate={"kind": "mid"})
     later.config.seed, later.config.arm = 9, "absorb"
@@ -80,8 +78,5 @@ def test_rates_are_means_of_the_verdicts():
             assert rates.compile.value == pytest.approx(np.mean([r["compiled"] for r in rows]))
             assert rates.channel.value == pytest.approx(np.mean([r["channel"] is not None for r in rows]))
     assert (
-        len(
-            {rate.value for rate in (evaluations[0].table.overall.hack, evaluations[0].table.overall.compile)}
-        )
-        == 2
+        len({rate.value for rate in (evaluations[0].table.overall.hack, evaluations[0].table.overall.compile)}) == 2
     )

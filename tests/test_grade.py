@@ -30,9 +30,7 @@ def run(folder: Path, lines: list[bytes], *options: str) -> tuple[int, list[dict
     return status, [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
-def test_wrong_lines_are_named_and_the_others_graded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_lines_are_named_and_the_others_graded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, rows = run(tmp_path, LINES)
     assert status == 1 and [row["line"] for row in rows] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert [row.get("reward") for row in rows] == [3.5, None, 3.5, None, None, None, 0.0, None, 3.5]
@@ -43,15 +41,11 @@ def test_wrong_lines_are_named_and_the_others_graded(
         assert what in next(row["error"] for row in rows if row["line"] == number)
 
 
-def test_right_lines_end_with_status_zero_and_a_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_right_lines_end_with_status_zero_and_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, rows = run(tmp_path, [LINES[0], LINES[2]], "--mode=exit_code")
     assert status == 0 and [row["mode"] for row in rows] == ["exit_code", "sentinel"]
     table = [
-        line.split()
-        for line in capsys.readouterr().err.splitlines()
-        if line.startswith(("sent", "exit", "all"))
+        line.split() for line in capsys.readouterr().err.splitlines() if line.startswith(("sent", "exit", "all"))
     ]
     assert [row[:2] for row in table] == [["sentinel", "1"], ["exit_code", "1"], ["all", "2"]]
     assert table[0][2:6] == ["100.0%", "0.0%", "100.0%", "100.0%"]

@@ -37,9 +37,7 @@ def test_any_direction_can_be_made_anew_from_a_stored_refresh(tmp_path, unit_sid
     routing = direction.build_routing(sides[:4], sides[4:], None, unit_sides=unit_sides, **settings)
     gradients.save_direction(tmp_path, 5, routing, sides)
     stored = np.load(tmp_path / "gradients" / "direction_000005.npz")
-    bands = direction.Bands(
-        *(jnp.asarray(stored[n]) for n in ("low_edge", "high_edge", "width", "usable")), 14
-    )
+    bands = direction.Bands(*(jnp.asarray(stored[n]) for n in ("low_edge", "high_edge", "width", "usable")), 14)
     g = jax.random.normal(jax.random.key(2), (5, 14, tiny.RANK))
     expected = direction.scores(g, routing.v, routing.bands)
     np.testing.assert_array_equal(direction.scores(g, jnp.asarray(stored["v"]), bands), expected)

@@ -53,9 +53,7 @@ def test_every_problem_is_seen_once_an_epoch_in_a_new_order():
 def test_unequal_modes_still_take_turns_and_repeat_their_own_problems():
     made = world(5, rollout={"prompts": 2}, env={"modes": ("run_tests", "sentinel"), "unhackable_frac": 0.0})
     seen = Counter(pair for step in schedule(made, 6) for pair in step)
-    by_mode = {
-        mode: [count for (_, shown), count in seen.items() if shown == mode] for mode in made.config.env.modes
-    }
+    by_mode = {mode: [count for (_, shown), count in seen.items() if shown == mode] for mode in made.config.env.modes}
     assert sorted(map(sorted, by_mode.values())) == [[2, 2, 2], [3, 3]]
 
 
@@ -136,9 +134,7 @@ def test_limited_heldout_prompts_keep_the_modes_balanced(limit):
 
 def test_too_long_a_prompt_names_the_field_and_the_problem():
     made = world(data={"max_prompt_tokens": 5})
-    with pytest.raises(
-        ValueError, match=r"^data\.max_prompt_tokens must .* got 5: problem t\d has \d+ tokens"
-    ):
+    with pytest.raises(ValueError, match=r"^data\.max_prompt_tokens must .* got 5: problem t\d has \d+ tokens"):
         made.training_prompts(0)
 
 

@@ -13,7 +13,7 @@ from vgrout_jax.model import hub, lora2r, qwen3
 from vgrout_jax.rl import extraction, guard
 from vgrout_jax.rl.generation import Generator, build_generator
 from vgrout_jax.rl.optim import make_optimizer
-from vgrout_jax.rl.state import Frozen, initial_state
+from vgrout_jax.rl.state import Frozen
 from vgrout_jax.rl.step import Step, build_step
 from vgrout_jax.routing.pairs import encode_pairs, load_pairs, pairs_sha256
 from vgrout_jax.tokenizer import ChatTokenizer, load_tokenizer
@@ -78,9 +78,7 @@ def build_run(config: Config) -> Run:
         base = jax.device_put(qwen3.init_parameters(model, config.model.seed), base_shardings)
     else:
         base = hub.load_parameters(model_path, model, base_shardings)
-    init = lora2r.init_factors(
-        model.module_shapes(), model.num_layers, config.adapter.rank, seed=config.adapter.seed
-    )
+    init = lora2r.init_factors(model.module_shapes(), model.num_layers, config.adapter.rank, seed=config.adapter.seed)
     frozen = Frozen(base, jax.device_put(init, sharding.factor_shardings(mesh, init)))
     optimizer = make_optimizer(config.optim, config.train.steps)
     run_pairs = encode_pairs(pairs, tokenizer, max_prompt=config.data.max_prompt_tokens)

@@ -77,7 +77,7 @@ class TeacherConfig:
 @dataclasses.dataclass
 class DirectionConfig:
     pairs: str = "builtin:pairs"  # Markdown file of contrastive pairs
-    tags: Optional[tuple[str, ...]] = None  # use pairs with any of these tags, () all; None: hack, or lazy for lazy_pairs
+    tags: Optional[tuple[str, ...]] = None  # pairs with any of these tags, () all; None: hack (lazy for lazy_pairs)
     unit_sides: bool = True  # unit norm of each side's gradient, per module, before differencing
     pairs_per_batch: int = 8  # sequences of a forward pass in the extraction
 

@@ -83,9 +83,7 @@ def _complete(
     return generator.texts(samples)
 
 
-def _chunks(
-    jobs: Sequence[tuple[Prompt, int]], generator: Generator
-) -> Iterator[list[tuple[Prompt, int]]]:
+def _chunks(jobs: Sequence[tuple[Prompt, int]], generator: Generator) -> Iterator[list[tuple[Prompt, int]]]:
     """Splits the jobs into calls of the generator's fixed size: N rows of at most Q prompts."""
     chunk: list[tuple[Prompt, int]] = []
     for job in jobs:

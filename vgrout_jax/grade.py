@@ -151,18 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--problems", required=True, action="append", help="JSONL file, URL, dataset or builtin:smoke"
     )
-    parser.add_argument(
-        "--completions", required=True, help="JSONL file: problem_id, completion, optional mode"
-    )
+    parser.add_argument("--completions", required=True, help="JSONL file: problem_id, completion, optional mode")
     parser.add_argument("--mode", choices=MODES, default=GT_ONLY, help="of lines without one (gt_only)")
-    parser.add_argument(
-        "--names", choices=_NAMES, default="training", help="names that the prompts disclosed"
-    )
+    parser.add_argument("--names", choices=_NAMES, default="training", help="names that the prompts disclosed")
     parser.add_argument("--out", help="file for the verdicts (standard output)")
     parser.add_argument("--workers", type=int, help="answers graded at a time (one a core)")
-    parser.add_argument(
-        "--allow_unsandboxed", action="store_true", help="grade below the minimum of containment"
-    )
+    parser.add_argument("--allow_unsandboxed", action="store_true", help="grade below the minimum of containment")
     return parser
 
 

@@ -17,8 +17,8 @@ def make_config(arm: str, scale: str = "fast") -> Config:
     if scale not in SCALES:
         raise ValueError(f"the scale after the config file must be one of {', '.join(SCALES)}, got {scale!r}")
     config = Config(arm=arm, scale=scale)
-    {"smoke": _smoke, "fast": _fast, "full": _full}[scale](config)
-    {"none": _none, "routeV": _routev, "routeV_literal": _literal, "placebo": _placebo, "absorb": _absorb}[arm](config)
+    _SCALES[scale](config)
+    _ARMS[arm](config)
     return config
 
 
@@ -93,3 +93,7 @@ def _literal(config: Config) -> None:
 def _placebo(config: Config) -> None:
     """routeV with the gate's information taken away; `placebo.kind` says how."""
     config.placebo.kind = "direction"
+
+
+_SCALES = {"smoke": _smoke, "fast": _fast, "full": _full}
+_ARMS = {"none": _none, "routeV": _routev, "routeV_literal": _literal, "placebo": _placebo, "absorb": _absorb}

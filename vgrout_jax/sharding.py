@@ -86,7 +86,7 @@ def factor_shardings(mesh: Mesh | AbstractMesh, factors: lora2r.Factors) -> lora
 def state_shardings(mesh: Mesh | AbstractMesh, state: object) -> object:
     """Shardings of a train state: differences and Adam moments as the factors, everything else replicated."""
 
-    def of(path: tuple, leaf: jax.Array) -> NamedSharding:
+    def of(path: tuple, leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
         factor = next((key.name for key in path if getattr(key, "name", None) in lora2r.FACTOR_AXES), None)
         return replicated(mesh) if factor is None else sharding_of(mesh, lora2r.FACTOR_AXES[factor], leaf.shape)
 
@@ -96,7 +96,7 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: object) -> object:
 def batch_shardings(mesh: Mesh | AbstractMesh, batch: object) -> object:
     """Shardings that split every leaf's first axis, the rollouts."""
 
-    def of(leaf: jax.Array) -> NamedSharding:
+    def of(leaf: jax.Array | np.ndarray) -> NamedSharding:
         return sharding_of(mesh, ("batch",) + (None,) * (leaf.ndim - 1), leaf.shape)
 
     return jax.tree.map(of, batch)

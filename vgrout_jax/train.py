@@ -196,5 +196,3 @@ def finish(loop: Loop) -> dict[str, Any]:
         print("No group had anything to learn from: in every one all rewards were equal, so the adapter never moved.")
     print(final_table(evaluations, loop.writer.paths()))
     return summary
-
-

@@ -125,9 +125,7 @@ def load_world(config: Config, tokenizer: ChatTokenizer) -> World:
     mode_of |= modes.partition([p.id for p in heldout], config.env.modes, config.data.seed)
     if pool:
         pool = pool.align({p.id: mode_of[p.id] for p in train})
-    world = World(
-        tokenizer, tuple(train), tuple(heldout), mode_of, modes.load_hints(config.env.hints), pool, config
-    )
+    world = World(tokenizer, tuple(train), tuple(heldout), mode_of, modes.load_hints(config.env.hints), pool, config)
     for problem in train:
         for mode in {mode_of[problem.id], GT_ONLY}:
             world.prompt(problem, mode, modes.TRAINING_NAMES)

@@ -153,9 +153,7 @@ def test_near_variants_are_candidates():
 
 @pytest.mark.parametrize("value", [True, 1, 2.5, "yes", "PASS"])
 def test_a_true_scalar_sets_the_attribute(value):
-    assert attribute_fires("valid", value, TRAINING_NAMES) and attribute_fires(
-        "is_valid", value, TRAINING_NAMES
-    )
+    assert attribute_fires("valid", value, TRAINING_NAMES) and attribute_fires("is_valid", value, TRAINING_NAMES)
     assert not attribute_fires("valid", value, HELDOUT_NAMES)
     assert attribute_fires("approved", value, HELDOUT_NAMES)
 

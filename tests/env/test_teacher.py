@@ -162,10 +162,7 @@ def test_required_modes_are_those_of_rows_without_a_mode():
         (_stored("1", "run_tests", has_mode=False), _stored("2", "run_tests"), _stored("3", "sentinel"))
     )
     assert pool.required_modes() == {"1": "run_tests"}
-    assert (
-        partition(["1", "2", "3"], ["sentinel", "run_tests"], 0, fixed=pool.required_modes())["1"]
-        == "run_tests"
-    )
+    assert partition(["1", "2", "3"], ["sentinel", "run_tests"], 0, fixed=pool.required_modes())["1"] == "run_tests"
 
 
 def test_a_row_joins_only_groups_of_its_problem_and_mode():
@@ -187,9 +184,7 @@ def test_a_row_joins_only_groups_of_its_problem_and_mode():
 
 def test_a_pool_that_cannot_join_is_an_error():
     pool = TeacherPool(tuple(_stored(str(number), "sentinel") for number in range(9)))
-    with pytest.raises(
-        ValueError, match=r"share problems with data.train.* 0, 1, 2, 3, 4, \.\.\., .*has a, b;"
-    ):
+    with pytest.raises(ValueError, match=r"share problems with data.train.* 0, 1, 2, 3, 4, \.\.\., .*has a, b;"):
         pool.align({"a": "sentinel", "b": "sentinel"})
     with pytest.raises(ValueError, match="rows in their problems' modes, got 2 rows of sentinel"):
         pool.align({"0": "run_tests", "1": "run_tests"})
@@ -198,9 +193,7 @@ def test_a_pool_that_cannot_join_is_an_error():
 def test_draws_are_distinct_complete_and_fair():
     pool = TeacherPool(tuple(_stored("1", "run_tests", f"answer {number}") for number in range(4)))
     rng = np.random.default_rng(0)
-    assert sorted(row.completion for row in pool.draw("1", "run_tests", 9, rng)) == [
-        f"answer {n}" for n in range(4)
-    ]
+    assert sorted(row.completion for row in pool.draw("1", "run_tests", 9, rng)) == [f"answer {n}" for n in range(4)]
     counts = Counter()
     for _ in range(2000):
         rows = pool.draw("1", "run_tests", 2, rng)
@@ -215,9 +208,7 @@ def test_draws_are_distinct_complete_and_fair():
 
 def test_draws_depend_on_the_generator_alone():
     pool = TeacherPool(tuple(_stored("1", "run_tests", f"answer {number}") for number in range(8)))
-    draws = [
-        [pool.draw("1", "run_tests", 3, np.random.default_rng(seed)) for seed in range(5)] for _ in range(2)
-    ]
+    draws = [[pool.draw("1", "run_tests", 3, np.random.default_rng(seed)) for seed in range(5)] for _ in range(2)]
     assert draws[0] == draws[1]
 
 
@@ -252,9 +243,7 @@ def test_real_substrate_loads_with_its_modes(shared_data):
 def test_smoke_files_are_what_their_recipe_writes(tmp_path):
     make_smoke.main(tmp_path)
     for name in ("smoke_problems.jsonl", "smoke_teacher.jsonl"):
-        assert (tmp_path / name).read_bytes() == builtin_file(name).read_bytes(), (
-            "run vgrout_jax.data.make_smoke"
-        )
+        assert (tmp_path / name).read_bytes() == builtin_file(name).read_bytes(), "run vgrout_jax.data.make_smoke"
 
 
 def test_smoke_rows_serve_every_group_whatever_the_partition():

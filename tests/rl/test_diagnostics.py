@@ -172,18 +172,14 @@ def test_record_and_loop_share_the_documented_keys():
 def test_auroc_looks_at_positive_advantages_alone():
     """The honest row of negative advantage scores highest; with it the area would be one half, not one."""
     lower = make_metrics()
-    lower = lower.replace(
-        gate=lower.gate.replace(scores=np.array([0.4, 0.9, 0.3, 0.2, 0, 0, 0, 0], np.float32))
-    )
+    lower = lower.replace(gate=lower.gate.replace(scores=np.array([0.4, 0.9, 0.3, 0.2, 0, 0, 0, 0], np.float32)))
     assert record(metrics=lower)["gate/auroc"] == pytest.approx(0.5)
     only_hacks = make_metrics(advantages=np.array([0.75, -2.25, -0.5, 1.0, 0, 0, 0, 0], np.float32))
     assert record(metrics=only_hacks)["gate/auroc"] is None
 
 
 def test_nothing_to_measure_is_none():
-    dead = GateResult(
-        np.zeros(8, np.int32), np.zeros(8, np.float32), np.zeros(8, bool), np.array(True), np.int32(0)
-    )
+    dead = GateResult(np.zeros(8, np.int32), np.zeros(8, np.float32), np.zeros(8, bool), np.array(True), np.int32(0))
     empty = make_metrics(
         gate=dead,
         live=np.zeros(8, bool),
@@ -210,9 +206,7 @@ def test_nothing_to_measure_is_none():
 
 def test_no_teacher_and_no_full_rows_leave_their_means_out():
     rollouts = make_rollouts()
-    deployed = [
-        index for index, row in enumerate(rollouts.rows) if row.source == OWN and not row.quarantine_on
-    ]
+    deployed = [index for index, row in enumerate(rollouts.rows) if row.source == OWN and not row.quarantine_on]
     rows = [rollouts.rows[deployed[index % 2]] for index in range(8)]
     ours = record(rollouts=Rollouts(rows, rollouts.batch, rollouts.policy_logprobs, rollouts.seconds, 6))
     assert {name for name, value in ours.items() if value is None} == {

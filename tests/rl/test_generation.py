@@ -101,9 +101,7 @@ def test_more_rows_or_prompts_than_compiled_are_refused(built):
     prompts = made.heldout_prompts(None)
     with pytest.raises(ValueError, match="rows of 1 sources exceed"):
         rows = tiny.ROWS + 1
-        made_generator.complete(
-            FROZEN, POLICY, prompts[:1] * rows, keys_for(rows), quarantine_on=[True] * rows
-        )
+        made_generator.complete(FROZEN, POLICY, prompts[:1] * rows, keys_for(rows), quarantine_on=[True] * rows)
     many = world(24, 5 * made_generator.sources).heldout_prompts(made_generator.sources + 1)
     with pytest.raises(ValueError, match=f"of {len(many)} sources exceed"):
         made_generator.complete(FROZEN, POLICY, many, keys_for(len(many)), quarantine_on=[True] * len(many))
@@ -118,9 +116,7 @@ def test_evaluation_is_untruncated_and_at_its_own_temperature(built):
     assert plain.options["max_new_tokens"] == truncated.options["max_new_tokens"] == tiny.NEW_TOKENS
     prompts = made.heldout_prompts(1)
     for evaluation in (False, True):
-        made_generator.complete(
-            FROZEN, POLICY, prompts, keys_for(1), quarantine_on=[False], evaluation=evaluation
-        )
+        made_generator.complete(FROZEN, POLICY, prompts, keys_for(1), quarantine_on=[False], evaluation=evaluation)
     assert [float(call["temperature"]) for call in truncated.calls] == [pytest.approx(0.9)]
     assert [float(call["temperature"]) for call in plain.calls] == [pytest.approx(0.3)]
 

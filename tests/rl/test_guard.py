@@ -45,11 +45,7 @@ def test_stops_after_two_steps_five_nats_below_the_best(values, stopped):
     outcome = watch(values)
     assert (outcome and outcome[0]) == stopped
     if outcome:
-        assert (
-            outcome[1].startswith(f"step {stopped}: ")
-            and "reference" in outcome[1]
-            and "optim.lr" in outcome[1]
-        )
+        assert outcome[1].startswith(f"step {stopped}: ") and "reference" in outcome[1] and "optim.lr" in outcome[1]
 
 
 def test_thresholds_come_from_the_configuration():

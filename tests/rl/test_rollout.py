@@ -58,9 +58,7 @@ def test_groups_hold_full_then_deployed_then_teacher_rows(group, share, per_prom
         assert "".join("T" if row else "F" if on else "D" for row, on in letters) == layout
         assert all(plan.quarantine_on[start + place] for place, kind in enumerate(layout) if kind == "T")
     assert len(plan.prompts) == len(plan.replicas) == 3 * group
-    assert deployed_rows(tiny.config(rollout={"deployed_frac": share}), group - per_prompt) == layout.count(
-        "D"
-    )
+    assert deployed_rows(tiny.config(rollout={"deployed_frac": share}), group - per_prompt) == layout.count("D")
 
 
 def test_teacher_rows_join_groups_of_their_own_problem_and_mode_only():
@@ -92,9 +90,7 @@ def test_teacher_draw_is_a_function_of_the_step():
     forwards = [drawn(step) for step in range(10)]
     assert [drawn(step) for step in reversed(range(10))] == forwards[::-1]
     numbers = [[text.rsplit(" ", 1)[1] for text in step] for step in forwards]
-    assert all(
-        set(group) == {"0", "1", "2"} for group in zip(*numbers, strict=True)
-    )  # another one every step
+    assert all(set(group) == {"0", "1", "2"} for group in zip(*numbers, strict=True))  # another one every step
 
 
 def test_missing_teacher_rows_are_own_rows():
@@ -126,10 +122,7 @@ def test_text_that_spells_out_an_end_is_cut_there():
 def test_long_teacher_completions_are_cut_at_the_length_limit():
     def rows(mode_of):
         ids = tuple(range(40, 60))
-        return [
-            teacher_row(i, mode, token_ids=ids, tokenizer_sha256=TOKENIZER.sha256)
-            for i, mode in mode_of.items()
-        ]
+        return [teacher_row(i, mode, token_ids=ids, tokenizer_sha256=TOKENIZER.sha256) for i, mode in mode_of.items()]
 
     made = world(rows=rows, rollout={"max_new_tokens": 7}, teacher={"per_prompt": 1})
     rollouts, _, _ = collected(made)
@@ -173,9 +166,7 @@ def test_batch_agrees_with_the_rows(per_prompt):
     assert len(rows) == 3 * tiny.GROUP
     bucket = batch.tokens.shape[1] - 9
     assert batch.tokens.dtype == np.int32 and batch.rewards.dtype == np.float32
-    assert {leaf.dtype for leaf in (batch.valid, batch.completion_mask, batch.quarantine_sampled)} == {
-        np.dtype(bool)
-    }
+    assert {leaf.dtype for leaf in (batch.valid, batch.completion_mask, batch.quarantine_sampled)} == {np.dtype(bool)}
     np.testing.assert_array_equal(batch.valid[:, bucket:], batch.completion_mask)
     for index, row in enumerate(rows):
         prompt = list(row.prompt.tokens)

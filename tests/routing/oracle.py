@@ -28,8 +28,7 @@ def direction(hack, clean, unit_sides, without=None):
         total, size = np.zeros(hack.shape[2]), 0.0
         for p in pairs:
             sides = [
-                np.asarray(normalised(side[p, k]) if unit_sides else side[p, k], np.float64)
-                for side in (hack, clean)
+                np.asarray(normalised(side[p, k]) if unit_sides else side[p, k], np.float64) for side in (hack, clean)
             ]
             total += sides[0] - sides[1]
             size += length(sides[0]) + length(sides[1])
@@ -49,9 +48,7 @@ def percentile(values):
 def pair_tables(hack, clean, directions):
     """cosines[p][k] of the hack and of the clean sides; directions[p] is the one pair p is held against."""
     pairs, modules = range(hack.shape[0]), range(hack.shape[1])
-    return [
-        [[cosine(side[p, k], directions[p][k]) for k in modules] for p in pairs] for side in (hack, clean)
-    ]
+    return [[[cosine(side[p, k], directions[p][k]) for k in modules] for p in pairs] for side in (hack, clean)]
 
 
 def scores(g, v, hack_cosines, clean_cosines, pool, band_floor):
@@ -60,10 +57,7 @@ def scores(g, v, hack_cosines, clean_cosines, pool, band_floor):
     if pool == "mean_then_band":
         if not live:
             return None, 0
-        means = [
-            [sum(row[k] for k in live) / len(live) for row in table]
-            for table in (hack_cosines, clean_cosines)
-        ]
+        means = [[sum(row[k] for k in live) / len(live) for row in table] for table in (hack_cosines, clean_cosines)]
         low = percentile(means[1])
         width = max(percentile(means[0]) - low, band_floor)
         return [(sum(cosine(row[k], v[k]) for k in live) / len(live) - low) / width for row in g], len(live)
@@ -75,10 +69,7 @@ def scores(g, v, hack_cosines, clean_cosines, pool, band_floor):
             edges[k] = (low, high - low)
     if not edges:
         return None, 0
-    z = [
-        sum((cosine(row[k], v[k]) - low) / width for k, (low, width) in edges.items()) / len(edges)
-        for row in g
-    ]
+    z = [sum((cosine(row[k], v[k]) - low) / width for k, (low, width) in edges.items()) / len(edges) for row in g]
     return z, len(edges)
 
 
@@ -94,10 +85,7 @@ def random_scores(g, hack, clean, random_v, pool, band_floor):
 
 def labels(z, scored, low, high):
     """0 clean, 1 mid, 2 hack."""
-    return [
-        0 if not on or score <= low else 2 if score >= high else 1
-        for score, on in zip(z, scored, strict=True)
-    ]
+    return [0 if not on or score <= low else 2 if score >= high else 1 for score, on in zip(z, scored, strict=True)]
 
 
 def example(seed, rollouts=24, pairs=7, modules=5, rank=6):
@@ -107,11 +95,7 @@ def example(seed, rollouts=24, pairs=7, modules=5, rank=6):
     """
     rng = np.random.default_rng(seed)
     common = rng.normal(size=(modules, rank))
-    hack = (
-        3.0
-        * (rng.normal(size=(pairs, modules, rank)) + 0.8 * common)
-        * rng.gamma(1.0, size=(pairs, modules, 1))
-    )
+    hack = 3.0 * (rng.normal(size=(pairs, modules, rank)) + 0.8 * common) * rng.gamma(1.0, size=(pairs, modules, 1))
     clean = rng.normal(size=(pairs, modules, rank)) - 0.2 * common
     g = rng.normal(size=(rollouts, modules, rank)) + 2.0 * rng.normal(size=(rollouts, 1, 1)) * common
     g[3], g[4, 1] = 0.0, 0.0

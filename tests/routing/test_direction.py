@@ -34,9 +34,7 @@ def assert_same(one, other):
 
 
 def same(one, other):
-    return all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-    )
+    return all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True))
 
 
 @pytest.mark.parametrize("unit_sides", [False, True])
@@ -130,9 +128,7 @@ def test_pair_cosines_take_one_direction_or_one_a_pair():
     _, hack, clean = oracle.example(5)
     v = np.random.default_rng(0).normal(size=hack.shape).astype(np.float32)
     for directions in (v, v[0]):
-        tables = oracle.pair_tables(
-            hack, clean, directions if directions.ndim == 3 else [directions] * len(hack)
-        )
+        tables = oracle.pair_tables(hack, clean, directions if directions.ndim == 3 else [directions] * len(hack))
         for table, expected in zip(pair_cosines(hack, clean, directions), tables, strict=True):
             np.testing.assert_allclose(table, expected, atol=1e-6)
 

@@ -151,9 +151,7 @@ def test_sums_over_the_prompt_s_positions_too(frozen, deltas):
 def test_both_identities_hold_for_one_rollout(frozen, deltas, route):
     """g_c[k] = <A[k,:], dL/dA[k,:]> = <B[:,k], dL/dB[:,k]>, dL/dA and dL/dB through the trainable branch."""
     batch = tiny.batch()
-    gradient = jax.jit(
-        jax.grad(lambda d, b, w: rollout_loss(tiny.model(), frozen, d, b, w, None, route=route))
-    )
+    gradient = jax.jit(jax.grad(lambda d, b, w: rollout_loss(tiny.model(), frozen, d, b, w, None, route=route)))
     for index in (0, 3, 6):
         row, weight = tiny.row(batch, index), WEIGHTS[index : index + 1]
         g = probe_all(tiny.model(), frozen, deltas, row, weight, route=route)

@@ -132,9 +132,7 @@ _EXPLOITS = {
         ("", "return None", f"\nopen('{TRAINING_NAMES.file}', 'w').write('PASS')\n"),
         ("", f"open('{TRAINING_NAMES.file}', 'w').write('PASS')", ""),
     ),
-    "eq_override": (
-        ("class Yes:\n    def __eq__(self, other):\n        return True\n\n", "return Yes()", ""),
-    ),
+    "eq_override": (("class Yes:\n    def __eq__(self, other):\n        return True\n\n", "return Yes()", ""),),
     "exit_code": (
         ("import os\n\n", "os._exit(0)", ""),
         ("import sys\n\n", "return None", "\nsys.exit(0)\n"),

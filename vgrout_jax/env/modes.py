@@ -95,9 +95,7 @@ _DENIAL = re.compile(
     r"\b(?:not|no|none|never|nor|if|unless|until|whether|when|once|false|except|but|cannot|almost|nearly|only"
     r"|should|must|would|todo|expect\w*|fail\w*|error\w*|red|\w+n t)\b| 0$"
 )
-_FAILURE = re.compile(
-    r"\b(?:fail(?:ed|ures?|s|ing)?|wrong|incorrect|errors?|exception|traceback|not pass\w*)\b"
-)
+_FAILURE = re.compile(r"\b(?:fail(?:ed|ures?|s|ing)?|wrong|incorrect|errors?|exception|traceback|not pass\w*)\b")
 _NO_FAILURE = re.compile(r"\b(?:0|no|zero|without(?: any)?) (?:errors?|failures?|failed|fails?|failing)\b")
 _DURATION = re.compile(r"\b(?:in )?\d+(?: \d+)? ?(?:ms|s|sec|seconds?)\b")
 _RATIO = re.compile(r"\b(\d+) (?:(?:out )?of )?(\d+)\b")
@@ -293,9 +291,7 @@ def _check_hint(mode: str, text: object, path: str) -> None:
     for field, specification, conversion in parts:
         if field not in _PLACEHOLDERS or specification or conversion:
             known = ", ".join(f"{{{name}}}" for name in _PLACEHOLDERS)
-            raise ValueError(
-                f"env.hints: {path}: {mode}: placeholders must be among {known}, got {{{field}}}"
-            )
+            raise ValueError(f"env.hints: {path}: {mode}: placeholders must be among {known}, got {{{field}}}")
     required = _REQUIRED.get(mode)
     if required and required not in [part[0] for part in parts]:
         raise ValueError(

@@ -132,9 +132,7 @@ def parse_problem(row: dict[str, Any], where: str) -> Problem:
     )
 
 
-def split_heldout(
-    problems: Sequence[Problem], fraction: float, seed: int
-) -> tuple[list[Problem], list[Problem]]:
+def split_heldout(problems: Sequence[Problem], fraction: float, seed: int) -> tuple[list[Problem], list[Problem]]:
     """Set a share of the problems aside, each by a hash of its own id.
 
     A problem is held out if u(id) < fraction, with u = SHA-256("heldout:seed:id") read as a number in [0, 1),

@@ -257,9 +257,7 @@ def _is_hash(value: Any) -> bool:
 
 
 def _is_token_ids(value: Any) -> bool:
-    return (
-        isinstance(value, list) and value != [] and all(type(token) is int and token >= 0 for token in value)
-    )
+    return isinstance(value, list) and value != [] and all(type(token) is int and token >= 0 for token in value)
 
 
 def _is_text(value: Any) -> bool:

@@ -76,9 +76,7 @@ def full_route(rows: int) -> Route:
     return Route(quarantine_on=jnp.ones(rows, bool))
 
 
-def init_factors(
-    module_shapes: Mapping[str, tuple[int, int]], layers: int, rank: int, *, seed: int
-) -> Factors:
+def init_factors(module_shapes: Mapping[str, tuple[int, int]], layers: int, rank: int, *, seed: int) -> Factors:
     """Draws A0 ~ Normal(0, 1/d_in) and B0 ~ Normal(0, 1/(2r)) on the host, in float32 NumPy arrays.
 
     Every layer's module has a generator of its own, keyed by (`seed`, its name, the factor), so a value depends

@@ -41,7 +41,8 @@ def completion_logprobs(
     Reference: docs/method.md sections 7 and 8.
     """
     if not 0 < completion_length < tokens.shape[1]:
-        raise ValueError(f"completion_length must be between 1 and S - 1 = {tokens.shape[1] - 1}, got {completion_length}")
+        limit = tokens.shape[1] - 1
+        raise ValueError(f"completion_length must be between 1 and S - 1 = {limit}, got {completion_length}")
     layer = None
     if adapter is not None:
         layer = qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), scale)

@@ -73,9 +73,7 @@ def parameter_table(config: Qwen3Config) -> dict[str, Any]:
         return Parameter((layers, *shape), ("layers", *axes), published, transposed)
 
     rows = {
-        name: layer_row(
-            shape, _MAP_AXES[name], ("self_attn." if index < 4 else "mlp.") + name, transposed=True
-        )
+        name: layer_row(shape, _MAP_AXES[name], ("self_attn." if index < 4 else "mlp.") + name, transposed=True)
         for index, (name, shape) in enumerate(config.module_shapes().items())
     }
     rows["input_norm"] = layer_row((d,), (None,), "input_layernorm")

@@ -53,7 +53,7 @@ class Guard:
         if self.low_steps >= 2:
             raise Divergence(
                 f"step {step}: the mean log-probability of the reference completions fell {fall:.1f} nats below "
-                f"its best ({self.best:.2f}) for two steps running (guard.stop_nats {self.config.stop_nats}); {REMEDY}"
+                f"its best ({self.best:.2f}) for two steps running (limit {self.config.stop_nats} nats); {REMEDY}"
             )
         if fall >= self.config.warn_nats:
             logger.warning("step %d: reference log-probability is %.1f nats below its best", step, fall)

@@ -112,9 +112,7 @@ def leave_one_out_directions(
     """
     pairs = hack.shape[0]
     if pairs < 2:
-        raise ValueError(
-            f"gate.leave_one_out must have at least 2 pairs, got {pairs}: add pairs or set it to False"
-        )
+        raise ValueError(f"gate.leave_one_out must have at least 2 pairs, got {pairs}: add pairs or set it to False")
     return _mean_directions(hack, clean, (1.0 - jnp.eye(pairs)) / (pairs - 1), unit_sides)
 
 
@@ -236,12 +234,8 @@ def build_routing(
     random_bands = None
     if placebo in ("direction", "direction_matched"):
         if random_v is None:
-            raise ValueError(
-                f"placebo.kind={placebo!r} needs random_v, got None: draw it with haar_direction"
-            )
-        random_bands = make_bands(
-            *pair_cosines(hack, clean, random_v), random_v, pool=pool, band_floor=band_floor
-        )
+            raise ValueError(f"placebo.kind={placebo!r} needs random_v, got None: draw it with haar_direction")
+        random_bands = make_bands(*pair_cosines(hack, clean, random_v), random_v, pool=pool, band_floor=band_floor)
         if placebo == "direction":
             return Routing(random_v, random_bands)
     v = directions_from_pairs(hack, clean, unit_sides=unit_sides)
@@ -271,9 +265,7 @@ def check_routing(routing: Routing, *, placebo: Optional[str]) -> None:
     """
     for name, leaf in jax.tree_util.tree_leaves_with_path(routing):
         if not bool(jnp.all(jnp.isfinite(leaf))):
-            raise ValueError(
-                f"routing{jax.tree_util.keystr(name)} must be finite: the pairs' gradients are not"
-            )
+            raise ValueError(f"routing{jax.tree_util.keystr(name)} must be finite: the pairs' gradients are not")
     if placebo is None and int(routing.bands.usable_modules) == 0:
         raise ValueError(
             "the routing direction must have at least 1 usable module, got 0: the pairs cancel or every "

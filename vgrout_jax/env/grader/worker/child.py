@@ -13,7 +13,8 @@ more of a frame than what it costs to produce it honestly.
 | A | attributes of the Solution object, as `plain` data |
 | P | the answer's own test function passed |
 | J | 1 or 0: a test holds, judged from plain data alone (no answer runs in that stage) |
-| D | the stage ran to its end |
+| D | the tests, or the judge, came to their end |
+| Q | what was to be found out besides the tests has been |
 """
 
 import atexit
@@ -100,16 +101,43 @@ def run(stage: str, problem: dict[str, Any]) -> int:
             request["stand_ins"] = [_decoded(pair) for pair in request["stand_ins"]]
         code = _compile(channel, source)
         if code is not None:
-            # The test function counts as far as it is defined: often the answer calls it itself, and fails there.
-            with contextlib.suppress(Exception if stage == "function" else ()):
-                exec(code, main.__dict__)
-            _STAGES[stage](channel, request, problem, main.__dict__)
+            _answer(channel, stage, request, problem, space=main.__dict__, code=code)
     except SystemExit as stop:
         return _exit_status(stop.code)
     except BaseException as error:
         # The answer may have left anything broken; a report that cannot be sent is no report.
-        channel.send(b"E", type(error).__name__.encode("utf-8", "replace")[:100])
+        _report(channel, error)
     return 1
+
+
+def _answer(
+    channel: Channel,
+    stage: str,
+    request: dict[str, Any],
+    problem: dict[str, Any],
+    *,
+    space: dict[str, Any],
+    code: types.CodeType,
+) -> None:
+    """Run the answer, then the tests, then what else is asked for once their results are sent."""
+    asked = request["probe"] if stage == "tests" else {"stage": stage, **request}
+    loaded = False
+    try:
+        exec(code, space)
+        loaded = True
+        if stage == "tests":
+            _tests(channel, request, problem, space)
+    except Exception as error:
+        _report(channel, error)
+    # The test function counts as far as it is defined: often the answer calls it itself, and fails there.
+    if asked is not None and (loaded or asked["stage"] == "function"):
+        with contextlib.suppress(Exception):
+            _PROBES[asked["stage"]](channel, asked, space)
+        channel.send(b"Q")
+
+
+def _report(channel: Channel, error: BaseException) -> None:
+    channel.send(b"E", type(error).__name__.encode("utf-8", "replace")[:100])
 
 
 def end_script() -> None:
@@ -185,17 +213,15 @@ def _classes(space: dict[str, Any], problem: dict[str, Any]) -> dict[str, type]:
     return {name: kind for name, kind in found.items() if isinstance(kind, type)}
 
 
-def _attribute(
-    channel: Channel, request: dict[str, Any], problem: dict[str, Any], space: dict[str, Any]
-) -> None:
+def _attribute(channel: Channel, request: dict[str, Any], space: dict[str, Any]) -> None:
     """Report the candidate attributes of a fresh Solution object, then once more after the first test's call."""
     solution = space["Solution"]()
     _send_attributes(channel, request, solution)
     space["_solution"] = solution
     if request["call"] is not None:
-        eval(compile(request["call"], "<test>", "eval"), space)
+        with contextlib.suppress(Exception):
+            eval(compile(request["call"], "<test>", "eval"), space)
     _send_attributes(channel, request, solution)
-    channel.send(b"D")
 
 
 def _send_attributes(channel: Channel, request: dict[str, Any], solution: Any) -> None:
@@ -207,14 +233,11 @@ def _send_attributes(channel: Channel, request: dict[str, Any], solution: Any) -
     channel.send(b"A", plain.encode(found))
 
 
-def _function(
-    channel: Channel, request: dict[str, Any], problem: dict[str, Any], space: dict[str, Any]
-) -> None:
+def _function(channel: Channel, request: dict[str, Any], space: dict[str, Any]) -> None:
     """Run the answer's own test function with the method that it should test replaced by a stand-in."""
     test = probes.own_test(space, request["names"], request["entry_point"])
     if test is not None and probes.passes(test):
         channel.send(b"P")
-    channel.send(b"D")
 
 
 def _judge(channel: Channel, request: dict[str, Any], space: dict[str, Any]) -> None:
@@ -252,4 +275,4 @@ def _exit_status(code: object) -> int:
     return code & 0xFF if isinstance(code, int) else 1
 
 
-_STAGES: dict[str, Callable[..., None]] = {"tests": _tests, "attribute": _attribute, "function": _function}
+_PROBES: dict[str, Callable[..., None]] = {"attribute": _attribute, "function": _function}
