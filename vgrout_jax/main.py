@@ -125,7 +125,7 @@ def main(_: Sequence[str]) -> None:
     """
     try:
         config, workdir = resolve(CONFIG.value, WORKDIR.value)
-        logging.getLogger("vgrout_jax").setLevel(logging.INFO)
+        _quiet_libraries()
         from vgrout_jax.env.grading import GradingFailed
         from vgrout_jax.rl.guard import Divergence  # jax is imported once the configuration has been checked
         from vgrout_jax.train import train
@@ -137,6 +137,13 @@ def main(_: Sequence[str]) -> None:
             raise UsageError(_one_line(error)) from error
     except UsageError as error:
         sys.exit(f"error: {error}")
+
+
+def _quiet_libraries() -> None:
+    """Other packages' warnings and this one's information go to standard error; `--verbosity` shows more."""
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.set_verbosity(absl_logging.WARNING)
+    logging.getLogger("vgrout_jax").setLevel(logging.INFO)
 
 
 def run() -> None:

@@ -192,7 +192,9 @@ def finish(loop: Loop) -> dict[str, Any]:
     }
     loop.writer.write_summary(summary)
     loop.table.close()
+    print()
     if loop.live_groups == 0:
         print("No group had anything to learn from: in every one all rewards were equal, so the adapter never moved.")
+        print()
     print(final_table(evaluations, loop.writer.paths()))
     return summary

@@ -13,6 +13,7 @@ import pytest
 
 from vgrout_jax.config import MODES, GraderConfig
 from vgrout_jax.env.grader import Grader, layers
+from vgrout_jax.env.grader.answer import Answer
 from vgrout_jax.env.modes import TRAINING_NAMES
 
 from .conftest import LIMIT, start
@@ -76,9 +77,18 @@ def test_sleepers_end_and_delay_nobody(grader: Grader) -> None:
 
 
 @pytest.mark.slow
-def test_an_answer_close_to_its_limit_is_graded_once_more_alone(grader: Grader) -> None:
+def test_an_answer_close_to_its_limit_is_graded_once_more_alone(
+    grader: Grader, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """0.9 and 1.1 of the limit both end in the first grading's room; alone, only one of them does."""
-    below, above, quick = grader.grade([ask(burn(k * LIMIT), problem=ONE) for k in (0.9, 1.15, 0.2)])
+    gradings: list[str] = []
+    restart = Answer.restart
+    monkeypatch.setattr(
+        Answer, "restart", lambda self: (gradings.append(self.request.completion), restart(self))
+    )
+    requests = [ask(burn(share * LIMIT), problem=ONE) for share in (0.9, 1.1, 0.2)]
+    below, above, quick = grader.grade(requests)
+    assert [gradings.count(request.completion) for request in requests] == [2, 2, 1]
     assert below.correct and quick.correct
     assert above.status == "timeout" and not above.correct
     assert below.cpu_seconds < 1.2 * LIMIT, "the first grading must not be counted twice"
@@ -184,8 +194,9 @@ def test_verdicts_do_not_depend_on_load(grader: Grader) -> None:
         ask(burn(0.6 * LIMIT), problem=ONE),
         ask("import sys\nsys.exit(0)", mode="exit_code"),
     ]
-    order = "print(list({'a', 'b', 'c', 'd', 'e', 'f'}))"
-    answers.append(ask(WRONG.replace("0", "list({'a', 'b', 'c'})[0]") + order))
+    # Right or wrong by the order of a set of strings, which a seed of its own in every worker would change.
+    order = "class Solution:\n    def solve(self, n):\n        return int(list({{'a{0}', 'b{0}'}})[0] == 'a{0}')\n"
+    answers += [ask(order.format(place), problem=ONE) for place in range(8)]
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * os.cpu_count())]
     try:
         loaded = grader.grade(answers * 5)
@@ -194,7 +205,7 @@ def test_verdicts_do_not_depend_on_load(grader: Grader) -> None:
             process.kill()
             process.wait()
     free = grader.grade(answers * 5)
-    found = {_judgement(verdict) for verdict in loaded[2::5] + free[2::5]}
+    found = {_judgement(verdict) for verdict in loaded[2 :: len(answers)] + free[2 :: len(answers)]}
     assert len(found) == 1 and next(iter(found))[1]
     for place in range(len(answers)):
         assert len({_judgement(v) for v in loaded[place :: len(answers)] + free[place :: len(answers)]}) == 1

@@ -135,7 +135,7 @@ class Stage:
         self.agreed |= agrees
         if check.rich and not self.stand_ins:
             self.results[self._seen] = data
-        elif False:
+        elif not agrees and (check.rich or not check.holds(data)):
             self.wrong = True
         self._seen += 1
         if self._seen < self._ask or self._seen == len(self.checks):
