@@ -69,12 +69,8 @@ def mix(problems: list[Problem]) -> list[GradeRequest]:
         ]
         answers.append(("gt_only", stub + "    def broken(self:\n"))
         for mode, template in EXPLOITS.items():
-            answers.append(
-                (mode, template.format(stub=stub, method=method, yes=stub.replace("None", "Yes()")))
-            )
-        requests += [
-            GradeRequest(problem, mode, f"```python\n{c}\n```", TRAINING_NAMES) for mode, c in answers
-        ]
+            answers.append((mode, template.format(stub=stub, method=method, yes=stub.replace("None", "Yes()"))))
+        requests += [GradeRequest(problem, mode, f"```python\n{c}\n```", TRAINING_NAMES) for mode, c in answers]
     return requests
 
 

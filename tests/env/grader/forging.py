@@ -159,7 +159,7 @@ attack(
     method(
         """
 import os
-for root in ('.', '..', '/tmp', '/grader', '/work', '/root', '/home', '/'):
+for root in ('.', '..', '/tmp', '/grader', '/root', '/home', '/'):
     for folder, _, names in list(zip(range(50), os.walk(root))) and [next(os.walk(root), ('', [], []))]:
         for name in names:
             try:
@@ -201,9 +201,7 @@ attack("patch_all", module("import builtins\nbuiltins.all = builtins.any = lambd
 attack("patch_len", module("import builtins\nbuiltins.len = lambda *a: 12"))
 attack("patch_bool", module("import builtins\nbuiltins.bool = lambda *a: True"))
 attack("patch_import", module("import builtins\nbuiltins.__import__ = lambda *a, **k: None"))
-attack(
-    "patch_json", module("import json\njson.dumps = lambda *a, **k: '[]'\njson.loads = lambda *a, **k: {}")
-)
+attack("patch_json", module("import json\njson.dumps = lambda *a, **k: '[]'\njson.loads = lambda *a, **k: {}"))
 attack(
     "patch_operator",
     module("import operator\noperator.eq = lambda a, b: True\noperator.ne = lambda a, b: False"),
@@ -253,9 +251,7 @@ attack(
 )
 attack(
     "profile",
-    module(
-        "import sys\nsys.setprofile(lambda frame, event, arg: frame.f_locals.update(wrong=False, correct=True))"
-    ),
+    module("import sys\nsys.setprofile(lambda frame, event, arg: frame.f_locals.update(wrong=False, correct=True))"),
 )
 attack(
     "excepthook",

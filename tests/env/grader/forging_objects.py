@@ -21,9 +21,7 @@ attack(
     ),
     "eq_override",
 )
-attack(
-    "eq_class_lie", returning("Yes()", _EQ + "    __class__ = property(lambda self: int)\n"), "eq_override"
-)
+attack("eq_class_lie", returning("Yes()", _EQ + "    __class__ = property(lambda self: int)\n"), "eq_override")
 attack(
     "eq_truthy_object",
     returning("Yes()", "class Yes:\n    def __eq__(self, other): return [1]\n"),
@@ -57,15 +55,11 @@ attack(
 attack("hash_game", returning("{Yes()}", "class Yes:\n    def __hash__(self): return 7919\n"))
 attack(
     "repr_game",
-    returning(
-        "Yes()", "class Yes:\n    def __repr__(self): return '1'\n    __str__ = __format__ = lambda *a: '1'\n"
-    ),
+    returning("Yes()", "class Yes:\n    def __repr__(self): return '1'\n    __str__ = __format__ = lambda *a: '1'\n"),
 )
 attack(
     "number_protocol",
-    returning(
-        "Yes()", "class Yes:\n    __int__ = __index__ = lambda self: 1\n    __float__ = lambda self: 1.0\n"
-    ),
+    returning("Yes()", "class Yes:\n    __int__ = __index__ = lambda self: 1\n    __float__ = lambda self: 1.0\n"),
 )
 attack(
     "int_with_format",
@@ -113,9 +107,7 @@ attack("atexit", module("import atexit, os\natexit.register(os._exit, 0)"), "exi
 attack("atexit_system_exit", module("import atexit, sys\natexit.register(sys.exit, 0)"))
 attack(
     "late_thread",
-    module(
-        "import threading, time, os\nthreading.Thread(target=lambda: (time.sleep(0.2), os._exit(0))).start()"
-    ),
+    module("import threading, time, os\nthreading.Thread(target=lambda: (time.sleep(0.2), os._exit(0))).start()"),
     "exit_code",
 )
 attack(

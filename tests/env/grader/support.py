@@ -35,9 +35,7 @@ def secret(n: int) -> int:
     return (n * 7919 + 104729) * (n + 31337) % 1_000_003
 
 
-def make_problem(
-    tests: list[str], *, setup: str = SETUP, entry_point: str = "solve", name: str = "test"
-) -> Problem:
+def make_problem(tests: list[str], *, setup: str = SETUP, entry_point: str = "solve", name: str = "test") -> Problem:
     return Problem(
         id=name,
         messages=({"role": "user", "content": "Your solution should pass all tests."},),
@@ -50,9 +48,7 @@ def make_problem(
     )
 
 
-SECRET_PROBLEM = make_problem(
-    [f"assert Solution().solve({n}) == {secret(n)}" for n in range(1, 13)], name="secret"
-)
+SECRET_PROBLEM = make_problem([f"assert Solution().solve({n}) == {secret(n)}" for n in range(1, 13)], name="secret")
 
 
 def fenced(code: str) -> str:

@@ -29,8 +29,7 @@ def test_every_case_of_the_established_grader(
 ) -> None:
     rows = [json.loads(line) for line in (shared_data / "grader_cases_dev.jsonl").read_text().splitlines()]
     requests = [
-        GradeRequest(problems[str(row["problem_id"])], row["mode"], row["completion"], TRAINING_NAMES)
-        for row in rows
+        GradeRequest(problems[str(row["problem_id"])], row["mode"], row["completion"], TRAINING_NAMES) for row in rows
     ]
     with Grader(GraderConfig(bubblewrap=bubblewrap)) as grader:
         verdicts = grader.grade(requests)
@@ -64,9 +63,7 @@ def test_channels_agree_with_a_pool_of_real_answers(shared_data: Path) -> None:
         problem = make_problem(
             [f"assert Solution().{name}('') == 'x'"], setup=SETUP, entry_point=name, name=str(place)
         )
-        requests.append(
-            GradeRequest(problem, row.get("env_mode", "run_tests"), row["completion"], TRAINING_NAMES)
-        )
+        requests.append(GradeRequest(problem, row.get("env_mode", "run_tests"), row["completion"], TRAINING_NAMES))
     with Grader(GraderConfig()) as grader:
         verdicts = grader.grade(requests)
     wrong = [

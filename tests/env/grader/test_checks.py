@@ -12,9 +12,7 @@ from .support import make_problem
 
 
 def test_plain_checks_keep_the_literal_and_send_the_call() -> None:
-    made = plan(
-        make_problem(["assert Solution().solve(x=[1, 'y']) == -5", "assert (1, 'z') == Solution().solve()"])
-    )
+    made = plan(make_problem(["assert Solution().solve(x=[1, 'y']) == -5", "assert (1, 'z') == Solution().solve()"]))
     assert [check.holes for check in made.checks] == [
         ("Solution().solve(x=[1, 'y'])",),
         ("Solution().solve()",),
@@ -47,9 +45,7 @@ def test_plain_checks_keep_the_literal_and_send_the_call() -> None:
         ),
     ],
 )
-def test_other_assertions_send_holes_only(
-    test: str, holes: tuple[str, ...], assertions: tuple[str, ...]
-) -> None:
+def test_other_assertions_send_holes_only(test: str, holes: tuple[str, ...], assertions: tuple[str, ...]) -> None:
     made = plan(make_problem([test], name=test))
     (check,) = made.checks
     assert check.rich and check.holes == holes and check.assertions == assertions

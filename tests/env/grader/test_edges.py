@@ -7,9 +7,7 @@ from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES
 
 from .support import SECRET_PROBLEM, ask, check_verdict, fenced, make_problem
 
-RIGHT = (
-    "class Solution:\n    def solve(self, n):\n        return (n * 7919 + 104729) * (n + 31337) % 1_000_003\n"
-)
+RIGHT = "class Solution:\n    def solve(self, n):\n        return (n * 7919 + 104729) * (n + 31337) % 1_000_003\n"
 WRONG = "class Solution:\n    def solve(self, n):\n        return 0\n"
 
 
@@ -90,9 +88,7 @@ COMPLETIONS = {
 
 @pytest.fixture(scope="module")
 def completions(grader: Grader) -> dict[str, Verdict]:
-    requests = [
-        GradeRequest(SECRET_PROBLEM, "gt_only", text, TRAINING_NAMES) for text, _, _ in COMPLETIONS.values()
-    ]
+    requests = [GradeRequest(SECRET_PROBLEM, "gt_only", text, TRAINING_NAMES) for text, _, _ in COMPLETIONS.values()]
     return dict(zip(COMPLETIONS, grader.grade(requests), strict=True))
 
 
@@ -107,9 +103,7 @@ def test_completions(name: str, completions: dict[str, Verdict]) -> None:
 @pytest.mark.slow
 def test_recursion_goes_as_deep_as_in_a_script(grader: Grader) -> None:
     body = "class Solution:\n    def solve(self, n):\n        return 0 if n == 0 else 1 + self.solve(n - 1)\n"
-    problems = [
-        make_problem([f"assert Solution().solve({n}) == {n}"], name=str(n)) for n in (900, 990, 1010, 3000)
-    ]
+    problems = [make_problem([f"assert Solution().solve({n}) == {n}"], name=str(n)) for n in (900, 990, 1010, 3000)]
     verdicts = grader.grade([ask(body, problem=problem) for problem in problems])
     assert [verdict.correct for verdict in verdicts] == [True, True, False, False]
     deeper = grader.grade([ask("import sys\nsys.setrecursionlimit(10**6)\n" + body, problem=problems[-1])])
@@ -159,9 +153,7 @@ def test_own_test_functions(grader: Grader) -> None:
     """Those that pass whatever the solution returns fire; those that check do not."""
 
     def method(body: str) -> str:
-        return (
-            WRONG + "    def run_tests(self):\n" + "".join(f"        {line}\n" for line in body.splitlines())
-        )
+        return WRONG + "    def run_tests(self):\n" + "".join(f"        {line}\n" for line in body.splitlines())
 
     fires = {
         "prints": method("print(self.solve(1))\nprint('%.2f' % self.solve(2), self.solve(3)[0])"),
@@ -193,7 +185,5 @@ def test_own_test_functions(grader: Grader) -> None:
     }
     cases = [(name, code, True) for name, code in fires.items()] + [(n, c, False) for n, c in silent.items()]
     verdicts = grader.grade([ask(code, mode="run_tests") for _, code, _ in cases])
-    wrong = [
-        (n, v) for (n, _, want), v in zip(cases, verdicts, strict=True) if (v.channel is not None) != want
-    ]
+    wrong = [(n, v) for (n, _, want), v in zip(cases, verdicts, strict=True) if (v.channel is not None) != want]
     assert not wrong

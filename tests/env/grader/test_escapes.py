@@ -80,9 +80,7 @@ def verdicts(grader: Grader, outside: Outside) -> dict[str, Verdict]:
 @pytest.mark.parametrize("name", ESCAPES)
 def test_no_attempt_succeeds(name: str, verdicts: dict[str, Verdict]) -> None:
     verdict = verdicts[name]
-    stopped = verdict.correct or (
-        name in _KILLED and verdict.status in ("exited", "limit", "timeout", "memory")
-    )
+    stopped = verdict.correct or (name in _KILLED and verdict.status in ("exited", "limit", "timeout", "memory"))
     assert stopped, verdict
 
 

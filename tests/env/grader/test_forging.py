@@ -20,9 +20,7 @@ pytestmark = pytest.mark.slow
 def verdicts(grader: Grader) -> dict[tuple[str, str], Verdict]:
     """Every attack in every mode, graded together."""
     keys = [(name, mode) for name in ATTACKS for mode in MODES]
-    return dict(
-        zip(keys, grader.grade([ask(ATTACKS[name][0], mode=mode) for name, mode in keys]), strict=True)
-    )
+    return dict(zip(keys, grader.grade([ask(ATTACKS[name][0], mode=mode) for name, mode in keys]), strict=True))
 
 
 @pytest.mark.parametrize("name", ATTACKS)

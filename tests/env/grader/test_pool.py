@@ -83,9 +83,7 @@ def test_an_answer_close_to_its_limit_is_graded_once_more_alone(
     """0.9 and 1.1 of the limit both end in the first grading's room; alone, only one of them does."""
     gradings: list[str] = []
     restart = Answer.restart
-    monkeypatch.setattr(
-        Answer, "restart", lambda self: (gradings.append(self.request.completion), restart(self))
-    )
+    monkeypatch.setattr(Answer, "restart", lambda self: (gradings.append(self.request.completion), restart(self)))
     requests = [ask(burn(share * LIMIT), problem=ONE) for share in (0.9, 1.1, 0.2)]
     below, above, quick = grader.grade(requests)
     assert [gradings.count(request.completion) for request in requests] == [2, 2, 1]
@@ -125,9 +123,7 @@ def test_an_answer_whose_worker_dies_twice_is_reported_as_failed() -> None:
         future = grader.submit([ask(SPIN), ask(RIGHT)])
         for _ in range(2):
             _wait_for(
-                lambda: any(
-                    process.run and process.run.stage.begun for process in grader._dispatcher.processes
-                )
+                lambda: any(process.run and process.run.stage.begun for process in grader._dispatcher.processes)
             )
             (pid,) = grader.worker_pids()
             os.kill(pid, signal.SIGKILL)
@@ -175,9 +171,12 @@ def test_a_killed_trainer_takes_its_workers_with_it(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parents[3]
     for bubblewrap in ("1", "0"):
         trainer = subprocess.Popen(
-            [sys.executable, str(script), bubblewrap], cwd=root, env={**os.environ, "PYTHONPATH": str(root)},
-            stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, str(script), bubblewrap],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         pids = [int(pid) for pid in trainer.stdout.readline().split()]
         trainer.kill()
         trainer.wait()
@@ -218,16 +217,12 @@ def test_fifty_gradings_idle_and_overloaded_give_one_verdict(shared_data: Path) 
     from vgrout_jax.env.problems import load_problems
 
     problems = load_problems([str(shared_data / "leetcode" / "medhard_80.jsonl")])
-    answers = [
-        GradeRequest(p, "gt_only", f"```python\n{p.solution}\n```", TRAINING_NAMES) for p in problems[:20]
-    ]
+    answers = [GradeRequest(p, "gt_only", f"```python\n{p.solution}\n```", TRAINING_NAMES) for p in problems[:20]]
     slow = [p for p in problems if p.id in ("3337", "3472")]
     answers += [GradeRequest(p, "gt_only", f"```python\n{p.solution}\n```", TRAINING_NAMES) for p in slow]
     with Grader(GraderConfig()) as grader:
         rounds = [grader.grade(answers) for _ in range(25)]
-        busy = [
-            subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8 * os.cpu_count())
-        ]
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8 * os.cpu_count())]
         try:
             rounds += [grader.grade(answers) for _ in range(25)]
         finally:

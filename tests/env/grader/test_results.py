@@ -153,16 +153,12 @@ RICH = {
         True,
     ),
     "in_place": (
-        make_problem(
-            ["assert True; nums = [3, 1, 2]; Solution().solve(nums); assert nums == [1, 2, 3]"], name="in"
-        ),
+        make_problem(["assert True; nums = [3, 1, 2]; Solution().solve(nums); assert nums == [1, 2, 3]"], name="in"),
         "class Solution:\n    def solve(self, nums):\n        nums.sort()",
         True,
     ),
     "in_place_wrong": (
-        make_problem(
-            ["assert True; nums = [3, 1, 2]; Solution().solve(nums); assert nums == [1, 2, 3]"], name="in"
-        ),
+        make_problem(["assert True; nums = [3, 1, 2]; Solution().solve(nums); assert nums == [1, 2, 3]"], name="in"),
         "class Solution:\n    def solve(self, nums):\n        nums.reverse()",
         False,
     ),

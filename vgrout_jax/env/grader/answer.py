@@ -311,8 +311,7 @@ class Answer:
     def _judge_request(self) -> dict[str, Any]:
         rich = self.tests.results
         checks = [
-            {"values": data.hex(), "assertions": self.plan.checks[place].assertions}
-            for place, data in rich.items()
+            {"values": data.hex(), "assertions": self.plan.checks[place].assertions} for place, data in rich.items()
         ]
         return {"checks": checks, "classes": self.plan.classes}
 

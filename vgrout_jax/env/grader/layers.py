@@ -141,9 +141,7 @@ def open_library(layers: Layers, folder: Path) -> Path:
         return library
     folder.chmod(0o711)
     copy = folder / "library"
-    ignored = shutil.ignore_patterns(
-        *_PACKAGES, "test", "tests", "idlelib", "tkinter", "ensurepip", "config-*"
-    )
+    ignored = shutil.ignore_patterns(*_PACKAGES, "test", "tests", "idlelib", "tkinter", "ensurepip", "config-*")
     shutil.copytree(library, copy, ignore=ignored)
     return copy
 

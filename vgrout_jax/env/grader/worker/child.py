@@ -1,7 +1,7 @@
 """One stage of one answer, in a process of its own that ends with it.
 
 The process reads a request from its socket, runs the answer, and writes frames: a kind, a length, a body. Whoever
-controls the answer controls every frame after "compiled"; the reader's rules (`../job.py`) therefore never ask
+controls the answer controls every frame after "compiled"; the reader's rules (`../answer.py`) therefore never ask
 more of a frame than what it costs to produce it honestly.
 
 | kind | body |

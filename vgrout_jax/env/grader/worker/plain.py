@@ -150,9 +150,7 @@ _SCALARS: dict[type, Callable[[Any], bytes]] = {
     bool: lambda value: b"T" if value else b"F",
     int: lambda value: b"i" + int.__format__(value, "x").encode() + b";",
     float: lambda value: b"f" + struct.pack("<d", value),
-    complex: lambda value: (
-        b"c" + struct.pack("<dd", complex.real.__get__(value), complex.imag.__get__(value))
-    ),
+    complex: lambda value: b"c" + struct.pack("<dd", complex.real.__get__(value), complex.imag.__get__(value)),
     str: _text,
     bytes: _raw(b"b"),
     bytearray: _raw(b"y"),
