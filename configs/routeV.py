@@ -1,12 +1,16 @@
 """routeV: the method. Each rollout's probe gradient is held against the direction of the pairs.
 
-    python -m vgrout_jax.main --config=configs/routeV.py:smoke      CPU, under a minute, no download
-    python -m vgrout_jax.main --config=configs/routeV.py            Qwen3-4B on one GPU (scale fast)
-    python -m vgrout_jax.main --config=configs/routeV.py:full       the public benchmark's workload
+On two CPU cores, half a minute, nothing to download:
+    python -m vgrout_jax.main --config=configs/routeV.py:smoke
+Qwen3-4B on one GPU (not measured yet):
+    python -m vgrout_jax.main --config=configs/routeV.py --config.data.train=FILE --config.teacher.pool=FOLDER
+The public benchmark's workload (not measured yet):
+    python -m vgrout_jax.main --config=configs/routeV.py:full --config.data.train=FILE
 """
 
+from vgrout_jax.config import Config
 from vgrout_jax.presets import make_config
 
 
-def get_config(scale: str = "fast"):
+def get_config(scale: str = "fast") -> Config:
     return make_config("routeV", scale)

@@ -65,21 +65,21 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         ValueError, FileNotFoundError: a setting or file that cannot be used, before anything is trained.
         guard.Divergence, GradingFailed: the run was stopped; the adapter of the last good step is in the workdir.
     """
-    with (
-        open_grader(config.grader) as grader,
-        contextlib.nullcontext(build_run(config)) as run,
-        RunWriter(workdir, config, provenance=run.provenance) as writer,
-        contextlib.closing(StepTable(config.train.steps)) as table,
-    ):
-        state = initial_state(run.frozen.init, run.optimizer, run.mesh)
-        loop = Loop(run, grader, writer, table, state, guard.Guard(config.guard))
-        try:
-            for step in range(config.train.steps):
-                train_step(loop, step)
-        except (guard.Divergence, GradingFailed):
-            save(loop, loop.good)
-            raise
-        return finish(loop)
+    with open_grader(config.grader) as grader:
+        run = build_run(config)
+        with (
+            RunWriter(workdir, config, provenance=run.provenance) as writer,
+            contextlib.closing(StepTable(config.train.steps)) as table,
+        ):
+            state = initial_state(run.frozen.init, run.optimizer, run.mesh)
+            loop = Loop(run, grader, writer, table, state, guard.Guard(config.guard))
+            try:
+                for step in range(config.train.steps):
+                    train_step(loop, step)
+            except (guard.Divergence, GradingFailed):
+                save(loop, loop.good)
+                raise
+            return finish(loop)
 
 
 def train_step(loop: Loop, step: int) -> None:
