@@ -6,6 +6,7 @@ tests run the program in a process of its own, as users do, with the compiler's 
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["XLA_FLAGS"] = (
@@ -23,6 +24,13 @@ if importlib.util.find_spec("beartype") and importlib.util.find_spec("jaxtyping"
     install_import_hook("vgrout_jax", "tests.typecheck.check")
 
 jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled_programs() -> Iterator[None]:
+    """A module's programs are of no use to the next one, and would add up to gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")
