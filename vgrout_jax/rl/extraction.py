@@ -69,6 +69,32 @@ def random_direction(config: Config, model: qwen3.Qwen3Config) -> Float[Array, "
     return direction.haar_direction(jax.random.key(config.placebo.seed), modules, config.adapter.rank)
 
 
+def length_mean_logprobs(
+    config: Config,
+    model: qwen3.Qwen3Config,
+    base: dict,
+    rows: Sides,
+    *,
+    adapter: lora2r.Adapter,
+    route: lora2r.Route,
+    scale: dict[str, Array] | None = None,
+) -> Float[Array, "n"]:
+    """Mean over each completion's tokens of their log-probability, in nats; 0 for a row without tokens."""
+    logprobs = policy.completion_logprobs(
+        model,
+        base,
+        rows.tokens,
+        rows.valid,
+        completion_length=rows.completion_mask.shape[1],
+        chunk=config.model.logprob_chunk,
+        adapter=adapter,
+        route=route,
+        scale=scale,
+    )
+    mask = rows.completion_mask
+    return jnp.where(mask, logprobs, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+
+
 def side_gradients(
     config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh: Mesh, *, deltas: lora2r.Factors, frozen: Frozen
 ) -> Float[Array, "TwoP M r"]:
@@ -77,20 +103,9 @@ def side_gradients(
 
     def body(_: None, rows: Sides) -> tuple[None, Array]:
         def loss(scale: dict[str, Array]) -> tuple[Array, None]:
-            logprobs = policy.completion_logprobs(
-                model,
-                frozen.base,
-                rows.tokens,
-                rows.valid,
-                completion_length=rows.completion_mask.shape[1],
-                chunk=config.model.logprob_chunk,
-                adapter=lora2r.Adapter(frozen.init, deltas),
-                route=lora2r.ablated_route(size),
-                scale=scale,
-            )
-            mask = rows.completion_mask
-            lengths = jnp.maximum(mask.sum(axis=1), 1)
-            return -jnp.sum(jnp.where(mask, logprobs, 0.0).sum(axis=1) / lengths), None
+            adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.ablated_route(size)
+            settings = {"adapter": adapter, "route": route, "scale": scale}
+            return -jnp.sum(length_mean_logprobs(config, model, frozen.base, rows, **settings)), None
 
         ones = lora2r.probe_ones(model.num_layers, size, config.adapter.rank)
         gradients, _ = probe.probe_gradients(loss, ones)

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vgrout_jax.config import Config, GuardConfig
-from vgrout_jax.model import lora2r, policy, qwen3
-from vgrout_jax.rl.extraction import Sides
+from vgrout_jax.model import lora2r, qwen3
+from vgrout_jax.rl.extraction import Sides, length_mean_logprobs
 from vgrout_jax.rl.state import Frozen
 from vgrout_jax.rl.step import StepMetrics
 
@@ -81,18 +81,8 @@ def build_reference(
     rows = references.tokens.shape[0]
 
     def mean_logprob(deltas: lora2r.Factors, frozen: Frozen) -> Float[Array, ""]:
-        logprobs = policy.completion_logprobs(
-            model,
-            frozen.base,
-            references.tokens,
-            references.valid,
-            completion_length=references.completion_mask.shape[1],
-            chunk=config.model.logprob_chunk,
-            adapter=lora2r.Adapter(frozen.init, deltas),
-            route=lora2r.full_route(rows),
-        )
-        mask = references.completion_mask
-        return (jnp.where(mask, logprobs, 0.0).sum(axis=1) / mask.sum(axis=1)).mean()
+        adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.full_route(rows)
+        return length_mean_logprobs(config, model, frozen.base, references, adapter=adapter, route=route).mean()
 
     return jax.jit(mean_logprob)
 
