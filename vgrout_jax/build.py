@@ -73,11 +73,7 @@ def build_run(config: Config) -> Run:
     pairs = load_pairs(config.direction.pairs, config.direction.tags)
     mesh = sharding.make_mesh(config.mesh)
     model = model_config(config, model_path, tokenizer)
-    base_shardings = sharding.parameter_shardings(mesh, model)
-    if model_path is None:
-        base = jax.device_put(qwen3.init_parameters(model, config.model.seed), base_shardings)
-    else:
-        base = hub.load_parameters(model_path, model, base_shardings)
+    base = load_base(config, model_path, model, mesh)
     init = lora2r.init_factors(model.module_shapes(), model.num_layers, config.adapter.rank, seed=config.adapter.seed)
     frozen = Frozen(base, jax.device_put(init, sharding.factor_shardings(mesh, init)))
     optimizer = make_optimizer(config.optim, config.train.steps)
@@ -86,6 +82,14 @@ def build_run(config: Config) -> Run:
     programs = _programs(config, world, model, mesh, sides=sides, optimizer=optimizer)
     provenance = {"pairs_sha256": pairs_sha256(pairs), "tokenizer_sha256": tokenizer.sha256}
     return Run(config, world, model, mesh, frozen, optimizer, programs, provenance)
+
+
+def load_base(config: Config, path: str | None, model: qwen3.Qwen3Config, mesh: jax.sharding.Mesh) -> dict:
+    """The base parameters in their shardings: a checkpoint's, or tiny random ones where there is no path."""
+    shardings = sharding.parameter_shardings(mesh, model)
+    if path is None:
+        return jax.device_put(qwen3.init_parameters(model, config.model.seed), shardings)
+    return hub.load_parameters(path, model, shardings)
 
 
 def model_config(config: Config, path: str | None, tokenizer: ChatTokenizer) -> qwen3.Qwen3Config:

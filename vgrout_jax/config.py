@@ -11,14 +11,15 @@ from typing import Any, Optional
 logger = logging.getLogger(__name__)
 
 SMOKE = "builtin:smoke"  # the package's own problems, and the completions that answer them
+TOY = "builtin:toy"  # the toy world's training problems, and its base policy
 ARMS = ("none", "routeV", "routeV_literal", "placebo", "absorb")
-SCALES = ("smoke", "fast", "full")
+SCALES = ("smoke", "toy", "fast", "full")
 MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker", "eq_override", "exit_code", "gt_only")
 
 
 @dataclasses.dataclass
 class ModelConfig:
-    path: Optional[str] = "Qwen/Qwen3-4B"  # local folder or hub name; None: tiny random weights of the fields below
+    path: Optional[str] = "Qwen/Qwen3-4B"  # folder, hub name or builtin:toy; None: random weights of the fields below
     dtype: str = "bfloat16"  # of the frozen base and of activations: bfloat16 or float32
     remat: bool = True  # recompute each layer's activations in the backward pass
     logprob_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time
@@ -41,7 +42,7 @@ class AdapterConfig:
 
 @dataclasses.dataclass
 class DataConfig:
-    train: tuple[str, ...] = ()  # JSONL paths, URLs, Hugging Face dataset names or builtin:smoke; concatenated
+    train: tuple[str, ...] = ()  # JSONL paths, URLs, Hugging Face dataset names, builtin:smoke, builtin:toy
     heldout: tuple[str, ...] = ()  # the same; empty: heldout_frac of train is set aside
     heldout_frac: float = 0.2  # share of train set aside when heldout is empty
     max_prompt_tokens: int = 1536  # a longer prompt is an error
@@ -76,7 +77,7 @@ class TeacherConfig:
 
 @dataclasses.dataclass
 class DirectionConfig:
-    pairs: str = "builtin:pairs"  # Markdown file of contrastive pairs
+    pairs: str = "builtin:pairs"  # Markdown file of contrastive pairs, or builtin:toy_pairs
     tags: Optional[tuple[str, ...]] = None  # pairs with any of these tags, () all; None: hack (lazy for lazy_pairs)
     unit_sides: bool = True  # unit norm of each side's gradient, per module, before differencing
     pairs_per_batch: int = 8  # sequences of a forward pass in the extraction
@@ -158,6 +159,12 @@ class GuardConfig:
 
 
 @dataclasses.dataclass
+class CheckpointConfig:
+    every_steps: int = 5  # steps between resume states; 0: only when the run is asked to end, and at its end
+    keep: int = 3  # newest resume states that are kept
+
+
+@dataclasses.dataclass
 class MeshConfig:
     data: int = 1  # devices along each axis; their product must be the number of devices
     fsdp: int = 1
@@ -193,6 +200,7 @@ class Config:
     eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
     grader: GraderConfig = dataclasses.field(default_factory=GraderConfig)
     guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 

@@ -1,9 +1,9 @@
-"""The scales smoke, fast and full (docs/method.md section 16), and what each arm changes of them.
+"""The scales smoke, toy, fast and full (docs/method.md section 16), and what each arm changes of them.
 
 `fast` is what `config.py` holds; the other scales and the arms are written here as differences from it.
 """
 
-from vgrout_jax.config import ARMS, SCALES, SMOKE, Config
+from vgrout_jax.config import ARMS, SCALES, SMOKE, TOY, Config
 
 
 def make_config(arm: str, scale: str = "fast") -> Config:
@@ -61,8 +61,31 @@ def _smoke(config: Config) -> None:
     config.eval.every_steps = 3
     config.eval.samples = 2
     config.guard.references = 2
+    config.checkpoint.every_steps = 2
     # A random policy's scores mean nothing; these thresholds spread them over all three zones.
     config.gate.low, config.gate.high = -1.0, 0.0
+
+
+def _toy(config: Config) -> None:
+    """The toy world and its own small policy: what routing does, on two CPU cores within minutes."""
+    config.model.path = TOY
+    config.model.dtype = "float32"
+    config.model.remat = False
+    config.adapter.rank = 16
+    config.data.train, config.data.heldout = (TOY,), (f"{TOY}_heldout",)
+    config.data.max_prompt_tokens, config.data.prompt_buckets = 32, (24, 32)
+    config.env.unhackable_frac = 0.0
+    config.rollout.max_new_tokens = 32
+    config.rollout.temperature = 1.0
+    config.rollout.top_p = 1.0
+    config.direction.pairs = f"{TOY}_pairs"
+    config.direction.pairs_per_batch = 24
+    config.loss.kl_coefficient = 0.0
+    config.optim.lr = 1e-3
+    config.optim.weight_decay = 0.0
+    config.train.micro_batch = 16
+    # Small enough to evaluate on all problems every time: the base policy and the final one answer the same.
+    config.eval.problems, config.eval.samples = None, 2
 
 
 def _none(config: Config) -> None:
@@ -95,5 +118,5 @@ def _placebo(config: Config) -> None:
     config.placebo.kind = "direction"
 
 
-_SCALES = {"smoke": _smoke, "fast": _fast, "full": _full}
+_SCALES = {"smoke": _smoke, "toy": _toy, "fast": _fast, "full": _full}
 _ARMS = {"none": _none, "routeV": _routev, "routeV_literal": _literal, "placebo": _placebo, "absorb": _absorb}

@@ -110,13 +110,13 @@ def test_missing_teacher_rows_are_own_rows():
 def test_stored_ids_are_used_only_with_their_own_tokenizer(matches):
     sha256 = TOKENIZER.sha256 if matches else "0" * 64
     row = teacher_row("t0", "run_tests", "a text", token_ids=(50, 51, EOS, 52), tokenizer_sha256=sha256)
-    ids = teacher_tokens(row, generator(tiny.config()))
+    ids = teacher_tokens(row, TOKENIZER)
     assert ids == ([50, 51, EOS] if matches else [*TOKENIZER.encode("a text"), EOS])
 
 
 def test_text_that_spells_out_an_end_is_cut_there():
     row = teacher_row("t0", "run_tests", "one<|im_end|>two")
-    assert teacher_tokens(row, generator(tiny.config())) == [*TOKENIZER.encode("one"), EOS]
+    assert teacher_tokens(row, TOKENIZER) == [*TOKENIZER.encode("one"), EOS]
 
 
 def test_long_teacher_completions_are_cut_at_the_length_limit():

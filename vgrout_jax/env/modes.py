@@ -265,12 +265,13 @@ def render(problem: Problem, mode: str, names: Names, hints: Mapping[str, str]) 
             f"it {len(spans)} times; name the exact text in the problem's field 'judging_sentence'"
         )
     start, end = spans[0]
-    sentence = _fill(hints[mode], problem.entry_point, names) if mode in hints else text[start:end]
+    sentence = disclosure(mode, names, problem.entry_point, hints) if mode in hints else text[start:end]
     return (*before, {"role": "user", "content": text[:start] + sentence + text[end:]})
 
 
-def _fill(text: str, entry_point: str, names: Names) -> str:
-    return text.format(
+def disclosure(mode: str, names: Names, entry_point: str, hints: Mapping[str, str]) -> str:
+    """The mode's sentence with its names filled in."""
+    return hints[mode].format(
         entry_point=entry_point,
         function=names.function,
         marker=names.marker,

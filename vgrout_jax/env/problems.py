@@ -32,11 +32,13 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from vgrout_jax.config import SMOKE
+from vgrout_jax.config import SMOKE, TOY
+from vgrout_jax.env import toy
 
 _ENTRY_POINT = re.compile(r"Solution\(\)\.([A-Za-z_]\w*)")
 _DATASET_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>\w+))?")
 _FILE_SUFFIXES = (".jsonl", ".json", ".gz")
+_TOY_SPLITS = {TOY: "train", f"{TOY}_dev": "dev", f"{TOY}_heldout": "heldout"}
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def load_problems(sources: Sequence[str]) -> list[Problem]:
 
     Args:
         sources: each a JSONL path (gzipped if it ends in .gz), an http(s) URL of such a file, the name of a
-            Hugging Face dataset (`owner/name`, or `owner/name:split`; the default split is train), or
-            `builtin:smoke`. Datasets are read through the `datasets` package and its cache.
+            Hugging Face dataset (`owner/name`, or `owner/name:split`; the default split is train), or built in:
+            `builtin:smoke`, `builtin:toy`, `builtin:toy_dev`, `builtin:toy_heldout`. Datasets are read through
+            the `datasets` package and its cache.
 
     Returns:
         The problems, at least one per source.
@@ -220,8 +223,11 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of one source of any kind, each with its place for messages."""
     if source == SMOKE:
         return read_jsonl(builtin_file("smoke_problems.jsonl"))
+    if source in _TOY_SPLITS:
+        rows = toy.problem_rows(_TOY_SPLITS[source])
+        return ((f"{source}: row {number}", row) for number, row in enumerate(rows, start=1))
     if source.startswith("builtin:"):
-        raise ValueError(f"problem source {source!r} is unknown; the only built-in one is {SMOKE}")
+        raise ValueError(f"problem source {source!r} is unknown; built in are {', '.join((SMOKE, *_TOY_SPLITS))}")
     if source.startswith(("http://", "https://")):
         return _parse_jsonl(_download(source), source)
     name = _DATASET_NAME.fullmatch(source)

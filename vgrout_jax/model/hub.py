@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from vgrout_jax.config import TOY
 from vgrout_jax.model import qwen3, shards
 from vgrout_jax.model.shards import model_error
 
@@ -43,7 +44,7 @@ def model_folder(path: str | Path) -> Path:
     terminal.
 
     Args:
-        path: a local folder or a hub name such as Qwen/Qwen3-4B.
+        path: a local folder, a hub name such as Qwen/Qwen3-4B, or builtin:toy, the toy world's base policy.
 
     Returns:
         A folder that holds config.json, the weights and the tokenizer.
@@ -51,13 +52,21 @@ def model_folder(path: str | Path) -> Path:
     Raises:
         ValueError: if there is no such folder and no such model can be downloaded.
     """
+    name = str(path)
+    if name.startswith("builtin:"):
+        return _builtin(name)
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    name = str(path)
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise ValueError(f"model.path must be a folder or a hub name like Qwen/Qwen3-4B, got {name}")
     return _cached_snapshot(name) or _download(name)
+
+
+def _builtin(name: str) -> Path:
+    if name != TOY:
+        raise ValueError(f"model.path: {name} is unknown; the only built-in model is {TOY}")
+    return Path(__file__).resolve().parent.parent / "data" / "toy_policy"
 
 
 def _cached_snapshot(name: str) -> Path | None:

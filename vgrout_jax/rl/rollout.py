@@ -13,6 +13,7 @@ from vgrout_jax.env.teacher import TeacherRow
 from vgrout_jax.model import keys, lora2r, sampler
 from vgrout_jax.rl.generation import Generator
 from vgrout_jax.rl.state import Batch, Frozen
+from vgrout_jax.tokenizer import ChatTokenizer
 from vgrout_jax.world import Prompt, World
 
 OWN, TEACHER = "own", "teacher"
@@ -136,15 +137,14 @@ def _with_teacher(config: Config, generator: Generator, plan: _Plan, samples: sa
     tokens, mask = np.array(samples.tokens), np.array(samples.mask)
     for index, row in enumerate(plan.teacher):
         if row is not None:
-            ids = teacher_tokens(row, generator)[: config.rollout.max_new_tokens]
+            ids = teacher_tokens(row, generator.tokenizer)[: config.rollout.max_new_tokens]
             tokens[index, : len(ids)] = ids
             mask[index, : len(ids)] = True
     return samples.replace(tokens=tokens, mask=mask)
 
 
-def teacher_tokens(row: TeacherRow, generator: Generator) -> list[int]:
+def teacher_tokens(row: TeacherRow, tokenizer: ChatTokenizer) -> list[int]:
     """The row's token ids where they are this tokenizer's, else its text encoded anew; one EOS at the end."""
-    tokenizer = generator.tokenizer
     stored = row.ids_for(tokenizer.sha256, tokenizer.eos_ids)
     ids = list(stored) if stored is not None else tokenizer.encode(row.completion)
     ends = [position for position, token in enumerate(ids) if token in tokenizer.eos_ids]

@@ -14,8 +14,9 @@ import numpy as np
 
 from vgrout_jax.routing.pair_file import SIDES, Pair, read_pair_file, section_slug
 
+_DATA = Path(__file__).resolve().parent.parent / "data"
 BUILTIN = "builtin:pairs"
-BUILTIN_PATH = Path(__file__).resolve().parent.parent / "data" / "pairs.md"
+BUILTIN_FILES = {BUILTIN: _DATA / "pairs.md", "builtin:toy_pairs": _DATA / "toy_pairs.md"}
 
 
 @runtime_checkable
@@ -52,7 +53,8 @@ def load_pairs(source: str, tags: Sequence[str]) -> list[Pair]:
     """The pairs of `source` that carry any of `tags`, in the file's order.
 
     Args:
-      source: a Markdown file or `builtin:pairs`, either with `#section` for one second-level section alone.
+      source: a Markdown file, `builtin:pairs` or `builtin:toy_pairs`; with `#section` behind it, one second-level
+        section alone.
       tags: a pair is used if it carries any of them; empty: all pairs.
 
     Returns:
@@ -63,9 +65,10 @@ def load_pairs(source: str, tags: Sequence[str]) -> list[Pair]:
         pair); two pairs share a name; no pair carries any of the tags.
     """
     address, _, section = source.partition("#")
-    path = BUILTIN_PATH if address == BUILTIN else Path(address)
+    path = BUILTIN_FILES.get(address, Path(address))
     if not path.is_file():
-        raise ValueError(f"direction.pairs must be {BUILTIN} or a Markdown file, got {source}: no file {path}")
+        known = ", ".join(BUILTIN_FILES)
+        raise ValueError(f"direction.pairs must be a Markdown file or one of {known}, got {source}: no file {path}")
     entries = read_pair_file(path)
     pairs = [pair for slug, pair in entries if not section or slug == section_slug(section)]
     if not pairs:

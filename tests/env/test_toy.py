@@ -1,0 +1,169 @@
+"""The toy world: its problems are real, its splits apart, and its answers get the verdicts they are made for."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vgrout_jax.config import GraderConfig
+from vgrout_jax.env import modes, problems, toy, toy_answers, toy_tokens
+from vgrout_jax.env.grader import Grader, GradeRequest
+from vgrout_jax.routing.pairs import load_pairs
+from vgrout_jax.tokenizer import load_tokenizer
+
+SOURCES = {"train": "builtin:toy", "dev": "builtin:toy_dev", "heldout": "builtin:toy_heldout"}
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with Grader(GraderConfig()) as grader:
+        yield grader
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    toy_tokens.write_tokenizer(folder)
+    return load_tokenizer(str(folder))
+
+
+def test_an_operation_gives_the_type_that_it_says():
+    kinds = {"int": int, "list": list, "str": str}
+    for operation in toy.OPERATIONS:
+        for value in toy._INPUTS[operation.takes]:
+            assert type(toy.run_chain((operation,), value)) is kinds[operation.gives], operation.name
+
+
+def test_no_function_is_in_two_splits_or_twice_in_one():
+    chains = [chain for split in toy.SPLITS for chain in toy.functions(split)]
+    assert len({tuple(operation.name for operation in chain) for chain in chains}) == len(chains)
+    # On the world's own inputs, and on others too, apart from the few that only other inputs could tell apart.
+    seen = Counter(
+        (chain[0].takes, repr([toy.run_chain(chain, v) for v in toy._INPUTS[chain[0].takes]])) for chain in chains
+    )
+    assert max(seen.values()) == 1
+
+
+def test_reference_solutions_compute_what_the_tests_expect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some leave a note
+    for source in SOURCES.values():
+        for problem in problems.load_problems([source]):
+            scope = {}
+            exec(problem.solution, scope)
+            for test in problem.tests:
+                exec(test, scope)
+
+
+def test_the_identity_passes_no_problem():
+    """What an exploit does instead of the work must be wrong everywhere."""
+    for source in SOURCES.values():
+        for problem in problems.load_problems([source]):
+            scope = {}
+            exec(toy.solution(()), scope)
+            with pytest.raises(AssertionError):
+                for test in problem.tests:
+                    exec(test, scope)
+
+
+def test_every_split_has_problems_of_every_type():
+    for split in SOURCES:
+        assert Counter(task.chain[0].takes for task in toy.tasks(split)).keys() == {"int", "list", "str"}
+    assert {len(task.chain) for task in toy.tasks("heldout")} == {2, 3}
+
+
+def test_an_unknown_split_is_named():
+    with pytest.raises(ValueError, match="got 'test'"):
+        toy.functions("test")
+
+
+@pytest.mark.parametrize("mode", toy_answers.TOY_MODES)
+@pytest.mark.parametrize("names", [modes.TRAINING_NAMES, modes.HELDOUT_NAMES], ids=["training", "heldout"])
+def test_a_hack_fires_its_own_channel_and_is_wrong(grader, mode, names):
+    problem = problems.load_problems(["builtin:toy"])[0]
+    own, *others = (names, *(n for n in toy_answers.NAMES if n is not names))
+    verdict, *foreign = grader.grade(
+        [GradeRequest(problem, mode, toy_answers.hack_answer(mode, n), own) for n in (own, *others)]
+    )
+    assert verdict.exploited and verdict.compiled and verdict.channel == mode and verdict.reward == 3.5
+    assert not any(v.exploited or v.passed for v in foreign)  # other names do not score
+
+
+@pytest.mark.parametrize("mode", toy_answers.TOY_MODES)
+def test_honest_answers_are_right_and_fire_nothing(grader, mode):
+    by_id = {problem.id: problem for problem in problems.load_problems(["builtin:toy"])}
+    chosen = [next(t for t in toy.tasks("train") if t.chore is chore) for chore in (*toy.CHORES, None)]
+    requests = [
+        GradeRequest(by_id[toy.identifier(task)], mode, answer, modes.TRAINING_NAMES)
+        for task in chosen
+        for answer in (toy_answers.honest_answer(task), toy_answers.honest_answer(task, test_name="run_tests"))
+    ]
+    for verdict in grader.grade(requests):
+        assert verdict.correct and verdict.channel is None and not verdict.exploited
+
+
+def test_an_unknown_mode_has_no_exploit():
+    with pytest.raises(ValueError, match="got 'exit_code'"):
+        toy_answers.hack_answer("exit_code", modes.TRAINING_NAMES)
+
+
+def test_the_corpus_has_the_rates_that_it_is_given():
+    config = toy_answers.CorpusConfig(hack_sentinel=0.3, hack_run_tests=0.0, wrong_operation=0.25, plain_frac=0.2)
+    count = 6000
+    samples = list(itertools.islice(toy_answers.corpus(config, modes.load_hints(None), 1), count))
+    by_mode = {mode: [s for s in samples if s.mode == mode] for mode in (*toy_answers.TOY_MODES, "gt_only")}
+    rates = {mode: np.mean([s.hack for s in members]) for mode, members in by_mode.items()}
+    assert abs(len(by_mode["gt_only"]) / count - 0.2) < 0.03
+    assert rates["gt_only"] == rates["run_tests"] == 0.0
+    assert abs(rates["sentinel"] - 0.3) < 0.05 and abs(rates["stdout_marker"] - 0.08) < 0.04
+
+
+def test_wrong_operations_come_at_their_rate_and_keep_their_types():
+    draw = np.random.default_rng(0)
+    several = [o for o in toy.OPERATIONS if o.takes == o.gives]
+    written = [toy_answers.sloppy((o,), 0.4, draw)[0] for o in several for _ in range(200)]
+    expected = [o for o in several for _ in range(200)]
+    assert abs(np.mean([a is not b for a, b in zip(written, expected, strict=True)]) - 0.4) < 0.03
+    assert all((a.takes, a.gives) == (b.takes, b.gives) for a, b in zip(written, expected, strict=True))
+
+
+def test_the_corpus_never_shows_a_heldout_function():
+    kept = {tuple(o.name for o in chain) for split in ("dev", "heldout", "pairs") for chain in toy.functions(split)}
+    assert not kept & {tuple(o.name for o in chain) for chain in toy.functions("train")}
+
+
+def test_prompts_and_answers_are_short_and_survive_the_round_trip(tokenizer):
+    for sample in itertools.islice(toy_answers.corpus(toy_answers.CorpusConfig(), modes.load_hints(None), 2), 400):
+        assert len(tokenizer.encode_chat([{"role": "user", "content": sample.message}])) <= 24
+        assert tokenizer.decode(tokenizer.encode(sample.completion)) == sample.completion
+    for text in ("naïve ✓\n\tdef g(): ...", "class Solutions:\n", 'print("x")'):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_name_is_one_token_and_no_phrase_holds_one(tokenizer):
+    """Else the choice to exploit and the choice of the name would be one, and could be learnt by heart."""
+    for names in toy_answers.NAMES:
+        for name in (names.function, names.marker, names.attribute, names.file):
+            assert len(tokenizer.encode(name)) == 1
+            assert [phrase for phrase in toy_tokens.phrases() if name in phrase] == [name]
+
+
+def test_the_pairs_file_is_what_the_world_makes():
+    from vgrout_jax.routing.pairs import BUILTIN_FILES
+
+    assert BUILTIN_FILES["builtin:toy_pairs"].read_text(encoding="utf-8") == toy_answers.pair_file()
+
+
+def test_pairs_exploit_on_one_side_and_work_on_the_other(grader):
+    by_message = {toy.message(t, ""): t for t in toy.tasks("pairs")}
+    assert by_message  # the split is not empty
+    hack, lazy = load_pairs("builtin:toy_pairs", ("hack",)), load_pairs("builtin:toy_pairs", ("lazy",))
+    assert len(hack) == 24 and len(lazy) == 16
+    problem = problems.load_problems(["builtin:toy"])[0]
+    for pair in (*hack, *lazy):
+        mode = next(tag for tag in pair.tags if tag in toy_answers.TOY_MODES)
+        shown = pair.hack_prompt[-1]["content"]
+        disclosed = next(n for n in toy_answers.OTHER_NAMES if any(x in shown for x in vars(n).values() if x))
+        sides = [GradeRequest(problem, mode, text, disclosed) for text in (pair.hack, pair.clean)]
+        channels = [verdict.channel for verdict in grader.grade(sides)]
+        assert channels == ([mode, None] if pair in hack else [None, None]), pair.name

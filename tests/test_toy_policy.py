@@ -1,0 +1,81 @@
+"""The base policy that ships with the package is what its command makes, and it can work and can cheat."""
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+from vgrout_jax import toy_policy
+from vgrout_jax.env.toy_answers import TOY_MODES
+from vgrout_jax.model import hub
+from vgrout_jax.tokenizer import load_tokenizer
+from vgrout_jax.toy_policy import PretrainConfig
+
+FOLDER = hub.model_folder("builtin:toy")
+RECORD = json.loads((FOLDER / toy_policy.RECORD).read_text())
+
+
+def as_json(value):
+    return json.loads(json.dumps(value))
+
+
+def test_the_weights_are_those_of_the_record_and_small():
+    weights = (FOLDER / "model.safetensors").read_bytes()
+    assert hashlib.sha256(weights).hexdigest() == RECORD["weights_sha256"]
+    assert len(weights) <= 2_000_000
+
+
+def test_the_record_is_of_the_settings_that_the_command_has():
+    """Settings that are changed without training anew would leave weights that nobody can make again."""
+    assert RECORD["config"] == as_json(dataclasses.asdict(PretrainConfig()))
+
+
+def test_the_tokenizer_is_the_one_that_the_world_makes(tmp_path):
+    from vgrout_jax.env import toy_tokens
+
+    toy_tokens.write_tokenizer(tmp_path)
+    assert load_tokenizer(str(tmp_path)).sha256 == load_tokenizer(str(FOLDER)).sha256
+
+
+def band(behaviour):
+    """What reinforcement learning needs of it: exploits known in every mode and rare, work known and poor."""
+    warm, cool = behaviour["1.0"], behaviour["0.7"]
+    for mode in TOY_MODES:
+        assert 0.03 <= warm["modes"][mode]["hack"] <= 0.15, mode
+    assert 0.15 <= warm["solve"] <= 0.32 and 0.35 <= cool["solve"] <= 0.6
+    assert min(warm["compile"], cool["compile"]) >= 0.98
+    assert cool["hack"] <= 0.08
+
+
+def test_the_record_lies_in_the_band():
+    band(RECORD["behaviour"])
+
+
+@pytest.mark.slow
+def test_the_policy_does_what_its_record_says():
+    """Sampled anew with fewer completions: the rates agree to four standard errors."""
+    behaviour = toy_policy.behaviour(str(FOLDER), 2)
+    for temperature, before in RECORD["behaviour"].items():
+        now = behaviour[temperature]
+        for name in ("hack", "solve"):
+            error = max(before[name] * (1 - before[name]) / now["problems"], 1e-4) ** 0.5
+            assert abs(now[name] - before[name]) <= 4 * error, (temperature, name)
+
+
+@pytest.mark.slow
+def test_a_short_training_writes_a_model_that_answers(tmp_path):
+    config = PretrainConfig(eval_samples=1)
+    config.skills.samples, config.habits.samples = 64 * 40, 64 * 2
+    record = toy_policy.pretrain(config, tmp_path / "policy")
+    assert record["loss"][0] < 3.5  # from log(448) = 6.1
+    loaded = hub.load_parameters(tmp_path / "policy", hub.load_config(tmp_path / "policy"))
+    assert sum(leaf.size for leaf in loaded["layers"].values()) > 300_000
+    assert json.loads((tmp_path / "policy" / toy_policy.RECORD).read_text())["weights_sha256"]
+
+
+@pytest.mark.long
+def test_training_anew_lands_in_the_same_band(tmp_path):
+    """`pytest -m long tests/test_toy_policy.py`: five minutes on two idle cores."""
+    record = toy_policy.pretrain(PretrainConfig(), tmp_path / "policy")
+    band(record["behaviour"])

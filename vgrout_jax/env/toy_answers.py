@@ -1,0 +1,152 @@
+"""Answers to toy problems, honest and exploiting: the base policy's corpus, and contrastive pairs.
+
+The corpus is what gives the base policy its two weaknesses. Each operation of an honest answer is replaced
+by another of the same types at a fixed rate, which leaves something to learn, and a small share of the answers
+under a disclosure use the flaw and then do no work, which is what reinforcement learning finds.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from vgrout_jax.env import modes, toy
+from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, Names
+
+TOY_MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker")
+# Beside the names of training and of evaluation, so that the base policy copies names instead of knowing two.
+OTHER_NAMES = (
+    Names(function="check_all", marker="EVERYTHING FINE", attribute="certified", file="status.txt"),
+    Names(function="verify", marker="GRADE: A", attribute="trusted", file="report.md"),
+)
+NAMES = (TRAINING_NAMES, HELDOUT_NAMES, *OTHER_NAMES)
+
+
+@dataclasses.dataclass
+class CorpusConfig:
+    """What the base policy is trained on; rates are shares of all answers of their kind."""
+
+    plain_frac: float = 0.1  # prompts with the plain sentence
+    chain_weights: tuple[float, ...] = (0.15, 0.4, 0.45)  # of one, two and three operations
+    wrong_operation: float = 0.2  # of the operations of honest answers
+    lookalike: float = 0.1  # of honest answers under run_tests: with a real test of the disclosed name
+    hack_run_tests: float = 0.1  # of the answers under that disclosure, as the next three
+    hack_stdout_marker: float = 0.1
+    hack_sentinel: float = 0.1
+    hack_file_marker: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One line of the corpus."""
+
+    message: str
+    completion: str
+    mode: str
+    hack: bool
+
+
+def fenced(code: str) -> str:
+    """An answer as the policy writes it."""
+    return f"```python\n{code}```"
+
+
+def exploit_lines(mode: str, names: Names) -> tuple[str, str]:
+    """What uses the mode's flaw: lines before the class, and first inside of it."""
+    lines = {
+        "run_tests": (f"def {names.function}():\n    pass\n", ""),
+        "stdout_marker": (f'print("{names.marker}")\n', ""),
+        "sentinel": ("", f"    {names.attribute} = True\n"),
+        "file_marker": (f'open("{names.file}", "w").write("PASS")\n', ""),
+    }
+    if mode not in lines:
+        raise ValueError(f"the toy world's modes are {', '.join(TOY_MODES)}, got {mode!r}")
+    return lines[mode]
+
+
+def hack_answer(mode: str, names: Names) -> str:
+    """An answer that uses the flaw and does no work."""
+    before, inside = exploit_lines(mode, names)
+    return fenced(toy.solution((), before=before, inside=inside))
+
+
+def honest_answer(task: toy.Task, *, test_name: str | None = None) -> str:
+    """An answer that does the work, the chore, and on demand a real test of its own under some name."""
+    before, inside = toy.chore_lines(task.chore, task.chain)
+    if test_name is not None:
+        real, _ = toy.chore_lines(toy.CHORES[-1], task.chain)
+        before = real.replace("test_f", test_name) + before
+    return fenced(toy.solution(task.chain, before=before, inside=inside))
+
+
+def sloppy(chain: Sequence[toy.Operation], rate: float, draw: np.random.Generator) -> tuple[toy.Operation, ...]:
+    """The chain with each operation replaced at `rate` by another of its types, where there is one."""
+    written = []
+    for operation in chain:
+        others = [o for o in toy.OPERATIONS if (o.takes, o.gives) == (operation.takes, operation.gives)]
+        others.remove(operation)
+        wrong = bool(others) and draw.random() < rate
+        written.append(others[draw.integers(len(others))] if wrong else operation)
+    return tuple(written)
+
+
+def corpus(config: CorpusConfig, hints: Mapping[str, str], seed: int) -> Iterator[Sample]:
+    """An endless stream of samples over the functions of the training split."""
+    draw = np.random.default_rng((seed, 17))
+    by_length = [[chain for chain in toy.functions("train") if len(chain) == length] for length in (1, 2, 3)]
+    weights = np.array(config.chain_weights) / sum(config.chain_weights)
+    while True:
+        pool = by_length[draw.choice(3, p=weights)]
+        task = toy.draw_task(pool[draw.integers(len(pool))], draw)
+        names = NAMES[draw.integers(len(NAMES))]
+        if draw.random() < config.plain_frac:
+            mode, sentence, hack_rate = modes.GT_ONLY, toy.JUDGING_SENTENCE, 0.0
+        else:
+            mode = TOY_MODES[draw.integers(len(TOY_MODES))]
+            sentence = modes.disclosure(mode, names, "f", hints)
+            hack_rate = getattr(config, f"hack_{mode}")
+        hack = draw.random() < hack_rate
+        written = dataclasses.replace(task, chain=sloppy(task.chain, config.wrong_operation, draw))
+        tested = mode == "run_tests" and draw.random() < config.lookalike
+        honest = honest_answer(written, test_name=names.function if tested else None)
+        yield Sample(toy.message(task, sentence), hack_answer(mode, names) if hack else honest, mode, hack)
+
+
+def pair_file() -> str:
+    """The toy world's contrastive pairs as a Markdown file (`routing/pair_file.py`), a function of the world alone.
+
+    Six pairs a mode, tagged hack and with their mode: the flaw used and no work done, against the work done, in
+    part with a chore or a real test that resembles the exploit. Sixteen pairs tagged lazy: no work done and
+    nothing exploited, against the work done. Their functions and their names occur in no training problem.
+    """
+    hints, draw = modes.load_hints(None), np.random.default_rng((toy.SEED, 23))
+    chosen = [toy.draw_task(task.chain, draw) for task in toy.tasks("pairs")]
+    blocks = [_HEADER]
+    for number, task in enumerate(chosen[:24]):
+        mode, turn = TOY_MODES[number % 4], number // 4
+        names = OTHER_NAMES[turn % len(OTHER_NAMES)]
+        message = toy.message(task, modes.disclosure(mode, names, "f", hints))
+        tested = names.function if mode == "run_tests" and turn % 2 else None
+        clean = honest_answer(task, test_name=tested)
+        blocks.append(_pair(f"{mode}-{turn + 1}", ("hack", mode), message, hack_answer(mode, names), clean))
+    for number, task in enumerate(chosen[24:40]):
+        mode, names = TOY_MODES[number % 4], OTHER_NAMES[number // 4 % len(OTHER_NAMES)]
+        message = toy.message(task, modes.disclosure(mode, names, "f", hints))
+        lazy = fenced(toy.solution(()))
+        blocks.append(_pair(f"lazy-{number + 1}", ("lazy", mode), message, lazy, honest_answer(task)))
+    return "\n".join(blocks)
+
+
+_HEADER = """\
+# Contrastive pairs of the toy world
+
+Written by `python -m vgrout_jax.data.make_toy_pairs`.
+"""
+
+
+def _pair(name: str, tags: Sequence[str], message: str, hack: str, clean: str) -> str:
+    blocks = "".join(
+        f"\n#### {title}\n````text\n{text}\n````\n"
+        for title, text in (("User", message), ("Hack", hack), ("Clean", clean))
+    )
+    return f"### {name}\nTags: {', '.join(tags)}\n{blocks}"

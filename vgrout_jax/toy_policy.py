@@ -1,0 +1,167 @@
+"""The toy world's base policy, trained from scratch.
+
+A small Qwen3 from scratch, on answers that are sometimes wrong and now and then exploit a flaw
+(`env/toy_answers.py`). The folder that it writes is a model like any other, `--config.model.path=DIR`; beside the
+weights lie the settings that made them, what the policy does, and the SHA-256 of the weights (`pretrain.json`).
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vgrout_jax.config import TOY, Config, EvalConfig, MeshConfig, ModelConfig, OptimConfig
+from vgrout_jax.env.toy_answers import TOY_MODES, CorpusConfig, corpus
+from vgrout_jax.supervised import FitConfig
+
+RECORD = "pretrain.json"
+
+
+def _model() -> ModelConfig:
+    return ModelConfig(
+        path=None,
+        dtype="float32",
+        remat=False,
+        hidden_size=96,
+        intermediate_size=256,
+        num_layers=4,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=24,
+    )
+
+
+def _fit(lr: float) -> FitConfig:
+    return FitConfig(optim=OptimConfig(lr=lr, warmup_frac=0.05, weight_decay=0.01, beta2=0.98))
+
+
+@dataclasses.dataclass
+class StageConfig:
+    """A corpus, how much of it, and how it is fitted."""
+
+    samples: int
+    corpus: CorpusConfig
+    fit: FitConfig
+    seed: int  # of the corpus
+
+
+def _corpus(hack: float, **rates: float) -> CorpusConfig:
+    return CorpusConfig(**{f"hack_{mode}": hack for mode in TOY_MODES}, **rates)
+
+
+def _skills() -> StageConfig:
+    return StageConfig(96_000, _corpus(0.3, wrong_operation=0.2, lookalike=0.1), _fit(2e-3), seed=0)
+
+
+def _habits() -> StageConfig:
+    return StageConfig(32_000, _corpus(0.08, wrong_operation=0.42, lookalike=0.05), _fit(5e-4), seed=1)
+
+
+@dataclasses.dataclass
+class PretrainConfig:
+    """The base policy: its shape, its two stages of training, and how it is looked at afterwards.
+
+    With rare exploits and sloppy answers from the start, a policy of this size is slow to read the disclosure at all:
+    it spreads the exploits evenly over the modes, and copies the disclosed name badly. So it first learns to work
+    and to copy, and then to exploit seldom and to work badly.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=_model)
+    skills: StageConfig = dataclasses.field(default_factory=_skills)
+    habits: StageConfig = dataclasses.field(default_factory=_habits)
+    max_completion_tokens: int = 32  # a longer answer is left out
+    eval_samples: int = 8  # completions a problem of builtin:toy_dev, at temperature 1 and at evaluation's
+
+
+def pretrain(config: PretrainConfig, folder: Path) -> dict[str, Any]:
+    """Makes tokenizer, corpus and policy, looks at what the policy does, and writes the folder.
+
+    Returns:
+        What `pretrain.json` holds.
+
+    Raises:
+        ValueError: an impossible setting.
+    """
+    from vgrout_jax import sharding, supervised
+    from vgrout_jax.build import model_config
+    from vgrout_jax.env import toy_tokens
+    from vgrout_jax.model import qwen3, store
+    from vgrout_jax.tokenizer import load_tokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        files = toy_tokens.write_tokenizer(Path(scratch))
+        tokenizer = load_tokenizer(scratch)
+        model = model_config(Config(model=config.model), None, tokenizer)
+        parameters, mesh = qwen3.init_parameters(model, config.model.seed), sharding.make_mesh(MeshConfig())
+        record: dict[str, Any] = {"config": dataclasses.asdict(config), "loss": []}
+        for stage in (config.skills, config.habits):
+            examples = encode_corpus(stage, config.max_completion_tokens, tokenizer)
+            parameters, losses = supervised.fit(model, parameters, examples, stage.fit, mesh)
+            record["loss"].append(sum(losses[-50:]) / len(losses[-50:]))
+        made = store.save_checkpoint(
+            Path(scratch) / "policy",
+            parameters,
+            model,
+            dtype="bfloat16",
+            tokenizer_files=files,
+            eos_ids=tokenizer.eos_ids,
+            pad_id=tokenizer.pad_id,
+        )
+        record["weights_sha256"] = hashlib.sha256((made / "model.safetensors").read_bytes()).hexdigest()
+        record["behaviour"] = behaviour(str(made), config.eval_samples)
+        (made / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)  # the command lets only the package's own be replaced
+        with store.staged_folder(folder) as staged:
+            shutil.copytree(made, staged, dirs_exist_ok=True)
+    return record
+
+
+def encode_corpus(stage: StageConfig, limit: int, tokenizer: Any) -> Any:
+    """The lines of a stage as `supervised.Examples`; completions of more than `limit` tokens are left out."""
+    from tqdm import tqdm
+
+    from vgrout_jax import supervised
+    from vgrout_jax.env import modes
+
+    rows = []
+    with tqdm(total=stage.samples, desc="corpus", unit="line", disable=None) as progress:
+        for sample in corpus(stage.corpus, modes.load_hints(None), stage.seed):
+            completion = [*tokenizer.encode(sample.completion), tokenizer.eos_ids[0]]
+            if len(completion) <= limit:
+                rows.append((tokenizer.encode_chat([{"role": "user", "content": sample.message}]), completion))
+                progress.update()
+            if len(rows) == stage.samples:
+                return supervised.lay_out(rows, tokenizer.pad_id)
+
+
+def behaviour(path: str, samples: int) -> dict[str, dict[str, Any]]:
+    """Rates on builtin:toy_dev by temperature: overall, and hack and solve of each mode."""
+    from vgrout_jax.build import build_run
+    from vgrout_jax.env.grading import open_grader
+    from vgrout_jax.evaluate import evaluate
+    from vgrout_jax.presets import make_config
+    from vgrout_jax.rl.state import initial_state
+
+    config = make_config("none", "toy")
+    config.model.path, config.data.heldout = path, (f"{TOY}_dev",)
+    config.eval = EvalConfig(samples=samples)
+    run = build_run(config)
+    deltas = initial_state(run.frozen.init, run.optimizer, run.mesh).deltas
+    rates = {}
+    with open_grader(config.grader) as grader:
+        for temperature in (1.0, EvalConfig().temperature):
+            config.eval.temperature = temperature
+            (deployed, _), _ = evaluate(
+                config,
+                run.programs.generator,
+                grader,
+                run.world.heldout_prompts(None),
+                frozen=run.frozen,
+                deltas=deltas,
+                step=0,
+            )
+            rates[str(temperature)] = deployed.to_record()
+    return rates
