@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
@@ -54,6 +55,7 @@ class _Settings:
     top_k: int
     top_p: float
     mesh: jax.sharding.Mesh | None
+    on_token: Callable[[Array, Array, Array], np.ndarray] | None
 
 
 @struct.dataclass
@@ -101,6 +103,7 @@ def build_sampler(
     top_k: int = 0,
     top_p: float = 1.0,
     mesh: jax.sharding.Mesh | None = None,
+    on_token: Callable[[Array, Array, Array], np.ndarray] | None = None,
 ) -> Callable[..., Samples]:
     """A jitted sampler; it compiles once for every shape of its arguments, whatever the temperature.
 
@@ -112,6 +115,8 @@ def build_sampler(
         top_k: 0, or the vocabulary's size and more: off. See `drawing.truncate`.
         top_p: 1: off.
         mesh: splits rows over (data, fsdp) and key-value heads over tensor; None: one device.
+        on_token: called on the host after every token with (step [], tokens [N] int32, live [N] bool: the rows
+            whose token this is), in a thread of the runtime's; returns a bool [], True: all rows end here.
 
     Returns:
         sample(base, adapter, prompts, prompt_valid, *, source_policy, source_of_row, active, keys,
@@ -127,7 +132,7 @@ def build_sampler(
     Raises:
         ValueError: on a setting out of range.
     """
-    settings = _Settings(config, max_new_tokens, tuple(eos_ids), pad_id, top_k, top_p, mesh)
+    settings = _Settings(config, max_new_tokens, tuple(eos_ids), pad_id, top_k, top_p, mesh, on_token)
     _validate(settings)
     return jax.jit(functools.partial(_sample, settings))
 
@@ -161,7 +166,11 @@ def _sample(
 
     def advance(state: _State) -> _State:
         hidden, caches = _decode(settings, base, layers, rows, state)
-        return _draw_next(settings, base, hidden, rows, state).replace(caches=caches)
+        drawn = _draw_next(settings, base, hidden, rows, state).replace(caches=caches)
+        if settings.on_token is None:
+            return drawn
+        stop = io_callback(settings.on_token, jax.ShapeDtypeStruct((), bool), state.step, drawn.token, ~state.ended)
+        return drawn.replace(ended=drawn.ended | stop)
 
     state = jax.lax.while_loop(goes_on, advance, state)
     return state.samples.replace(steps=state.step)
