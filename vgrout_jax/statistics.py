@@ -182,6 +182,12 @@ class Rates:
             record[name], record[f"{name}_interval"] = rate.value, [rate.low, rate.high]
         return record
 
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Rates":
+        """What `to_record` made a record of."""
+        rates = {name: Rate(record[name], *record[f"{name}_interval"]) for name in RATES}
+        return cls(n=record["n"], problems=record["problems"], **rates)
+
 
 @dataclasses.dataclass(frozen=True)
 class RateTable:
@@ -221,6 +227,13 @@ class Evaluation:
         head = {"step": self.step, "split": self.split, "policy": self.policy}
         modes = {mode: rates.to_record() for mode, rates in self.table.modes.items()}
         return {**head, **self.table.overall.to_record(), "modes": modes}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Evaluation":
+        """What `to_record` made a record of."""
+        modes = {mode: Rates.from_record(rates) for mode, rates in record["modes"].items()}
+        table = RateTable(overall=Rates.from_record(record), modes=modes)
+        return cls(step=record["step"], split=record["split"], policy=record["policy"], table=table)
 
 
 def rate_table(samples: Iterable[Sample], *, confidence: float = 0.95) -> RateTable:
