@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgrout_jax import files, metrics, statistics
+from vgrout_jax import continuation, files, metrics, statistics
 from vgrout_jax.config import Config
 from vgrout_jax.metrics import RunWriter
 
@@ -270,13 +270,14 @@ def test_no_event_files_where_tensorboard_is_off(tmp_path):
 
 class FakeRun:
     def __init__(self):
-        self.logged, self.summary, self.axes, self.finished = [], {}, [], False
+        self.logged, self.numbers, self.summary, self.axes, self.finished = [], [], {}, [], False
 
     def define_metric(self, name, *, step_metric):
         self.axes.append((name, step_metric))
 
-    def log(self, values):
+    def log(self, values, *, step):
         self.logged.append(values)
+        self.numbers.append(step)
 
     def finish(self):
         self.finished = True
@@ -297,6 +298,46 @@ def test_wandb_gets_what_tensorboard_gets_when_asked_for(tmp_path, monkeypatch):
     assert run.logged[0] == {"loss": 1.0, "step": 2}
     assert run.logged[1]["eval/heldout/deployed/hack"] == 0.5 and run.logged[1]["step"] == 2
     assert run.axes == [("*", "step")] and run.summary == {"done": True} and run.finished
+    assert run.numbers == [0, 1]
+
+
+def test_a_continued_run_is_the_same_wandb_run_and_numbers_its_points_alike(tmp_path, monkeypatch):
+    """W&B drops a point under a number that it has: the ones that were logged after the resume state."""
+    run, started = FakeRun(), []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **options: started.append(options) or run
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with RunWriter(tmp_path, config(wandb=True)) as writer:
+        for step in range(4):
+            writer.write_step(step, {"loss": 1.0})
+            if step == 1:
+                writer.write_evaluation(evaluation(step=1))
+    continuation.cut_back(tmp_path, 2)
+    with RunWriter(tmp_path, config(wandb=True), first_step=2) as writer:
+        writer.write_step(2, {"loss": 1.0})
+        writer.write_step(3, {"loss": 1.0})
+    assert run.numbers == [0, 1, 2, 3, 4, 3, 4]
+    assert started[0]["id"] == started[1]["id"] and started[1]["resume"] == "allow"
+
+
+def test_points_are_on_disk_when_a_step_is_written(tmp_path):
+    with RunWriter(tmp_path, config(tensorboard=True)) as writer:
+        for step in range(3):
+            writer.write_step(step, {"loss": 1.0, "kl": 2.0})
+            assert len(read_events(tmp_path / "tensorboard")) == 2 * (step + 1)  # while the writer is still open
+
+
+def test_a_full_disk_is_one_line_that_says_how_to_go_on(tmp_path, monkeypatch):
+    with RunWriter(tmp_path, config()) as writer:
+        writer.write_step(0, {"loss": 1.0})
+        writer._lines["metrics.jsonl"].close()
+        writer._lines["metrics.jsonl"] = open("/dev/full", "w")  # noqa: SIM115
+        with pytest.raises(ValueError) as caught:
+            writer.write_step(1, {"loss": 1.0})
+        message = str(caught.value)
+        assert message.startswith(f"workdir {tmp_path} cannot be written (No space left on device); ")
+        assert "continues from its last resume state" in message and "\n" not in message
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
 
 
 def test_a_missing_wandb_is_said_before_anything_is_written(tmp_path, monkeypatch):

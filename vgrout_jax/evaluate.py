@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
-from vgrout_jax.env.grading import grade_all
+from vgrout_jax.env.grading import submit_all
 from vgrout_jax.model import keys, lora2r
 from vgrout_jax.rl.generation import Generator
 from vgrout_jax.rl.state import Frozen
@@ -37,12 +37,14 @@ def evaluate(
     jobs = [(prompt, sample) for prompt in prompts for sample in range(config.eval.samples)]
     evaluations, records = [], []
     for policy in (DEPLOYED, AS_TRAINED):
-        samples = []
+        samples, submitted = [], []
         for chunk in _chunks(jobs, generator):
             texts = _complete(config, generator, chunk, frozen=frozen, deltas=deltas, policy=policy)
             shown = [prompt for prompt, _ in chunk]
             requests = [GradeRequest(p.problem, p.mode, t, p.names) for p, t in zip(shown, texts, strict=True)]
-            for (prompt, number), text, verdict in zip(chunk, texts, grade_all(grader, requests), strict=True):
+            submitted.append((chunk, texts, submit_all(grader, requests)))  # graded while the next are generated
+        for chunk, texts, verdicts in submitted:
+            for (prompt, number), text, verdict in zip(chunk, texts, verdicts(), strict=True):
                 samples.append(as_sample(prompt, verdict))
                 records.append(_record(step, policy, prompt, number, text, verdict))
         evaluations.append(Evaluation(step, SPLIT, policy, rate_table(samples)))

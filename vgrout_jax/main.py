@@ -121,17 +121,22 @@ def resolve(config: Config, workdir: str | None) -> tuple[Config, Path]:
 def main(_: Sequence[str]) -> None:
     """Checks the configuration, then trains. Exit status 1 and one line for whatever the user can mend.
 
+    A run that SIGTERM has interrupted ends with status 143, after Ctrl-C with 130, and one line as well.
     `--verbosity=1` shows where that line came from.
     """
     try:
         config, workdir = resolve(CONFIG.value, WORKDIR.value)
         _quiet_libraries()
         from vgrout_jax.env.grading import GradingFailed
+        from vgrout_jax.preemption import Preempted
         from vgrout_jax.rl.guard import Divergence  # jax is imported once the configuration has been checked
         from vgrout_jax.train import train
 
         try:
             train(config, workdir)
+        except Preempted as request:
+            print(request, file=sys.stderr)
+            sys.exit(request.status)
         except (ValueError, FileNotFoundError, Divergence, GradingFailed) as error:
             absl_logging.debug("stopped by", exc_info=True)
             raise UsageError(_one_line(error)) from error

@@ -4,22 +4,28 @@ config.json                   every field as resolved, and the provenance (hashe
 metrics.jsonl                 a line a step, every diagnostic of docs/method.md section 14
 eval.jsonl                    a line per evaluation and policy
 rollouts/step_000000.jsonl.gz every completion of a step with its prompt, reward, verdict, label and score
+rollouts/graded_...           its rewards and verdicts alone, from before the update that uses them until after it
 rollouts/eval_000000.jsonl.gz every completion of an evaluation
 tensorboard/                  every number of the two .jsonl files
+resume/                       what an interrupted run continues from (`resume.py`)
 summary.json                  written at the end; its absence marks a run that did not finish
 """
 
+import contextlib
 import gzip
-from collections.abc import Mapping, Sequence
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
 from vgrout_jax import files
 from vgrout_jax.config import Config
+from vgrout_jax.continuation import LINE_FILES, folder_problem, graded_path
+from vgrout_jax.events import EventFile
 from vgrout_jax.statistics import RATES, Evaluation
 
-LINE_FILES = ("metrics.jsonl", "eval.jsonl")
 ROLLOUT_FIELDS = ("prompt", "completion", "reward", "verdict", "label", "score", "mode", "source")
 
 # Keys of a step's metrics. A value is a number, or None or NaN where nothing was there to measure.
@@ -79,13 +85,22 @@ METRIC_KEYS: dict[str, str] = {
 class RunWriter:
     """Writes the files of one run; every line is flushed, so that a run that dies keeps what it measured."""
 
-    def __init__(self, workdir: str | Path, config: Config, *, provenance: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: Config,
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        first_step: int | None = None,
+    ):
         """Creates the workdir and writes config.json.
 
         Args:
             workdir: folder of the run; created with its parents. It may exist, but hold no run.
             config: the run's configuration, as resolved.
             provenance: stored beside it in config.json: content hash of the pairs, hash of the tokenizer.
+            first_step: append to the run that the workdir holds, which `continuation.cut_back` has cut back to this
+                step; None: a new run.
 
         Raises:
             ValueError: if the workdir holds a run, is a file or cannot be written, or a package is missing.
@@ -95,19 +110,21 @@ class RunWriter:
         self._tensorboard = self._wandb = None
         wandb = _import_wandb() if config.log.wandb else None
         try:
-            for name in LINE_FILES:
+            for name in LINE_FILES if first_step is None else ():
                 _refuse_a_run(self.workdir, name)
             (self.workdir / "rollouts").mkdir(parents=True, exist_ok=True)
             resolved = {**config.to_dict(), "provenance": dict(provenance or {})}
             files.write_json(self.workdir / "config.json", resolved)
             if config.log.tensorboard:
-                self._tensorboard = _open_tensorboard(self.workdir)
+                self._tensorboard = EventFile(self.workdir / "tensorboard")
             if wandb is not None:
                 self._wandb = _start_wandb(wandb, self.workdir, config, resolved)
             # Exclusive creation comes last: it settles a race of two runs for one folder, and a start that
             # failed above leaves nothing that a second attempt would take for a run.
+            mode = "x" if first_step is None else "a"
             for name in LINE_FILES:
-                self._lines[name] = open(self.workdir / name, "x", encoding="ascii")  # noqa: SIM115
+                self._lines[name] = open(self.workdir / name, mode, encoding="ascii")  # noqa: SIM115
+            self._points = 0 if first_step is None else _count_lines(self.workdir)
         except OSError as error:
             self.close()
             raise ValueError(_folder_problem(self.workdir, error)) from error
@@ -168,8 +185,26 @@ class RunWriter:
             if missing:
                 raise ValueError(f"rollouts[{row}] of step {step} must have the fields {', '.join(missing)}")
         path = self.workdir / "rollouts" / f"step_{step:06d}.jsonl.gz"
-        _write_gzip_lines(path, [{"step": step, **rollout} for rollout in rollouts])
+        with self.writing():
+            _write_gzip_lines(path, [{"step": step, **rollout} for rollout in rollouts])
         return path
+
+    def write_verdicts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Writes a step's rewards and verdicts to rollouts/graded_NNNNNN.jsonl.gz, before they are used.
+
+        `drop_verdicts` removes the file when rollouts/step_NNNNNN.jsonl.gz holds all of it. One that a kill leaves
+        behind is read when the step is done again.
+        """
+        with self.writing():
+            _write_gzip_lines(self.verdicts_path(step), [{"step": step, **row} for row in rows])
+
+    def drop_verdicts(self, step: int) -> None:
+        """Removes what `write_verdicts` has written."""
+        self.verdicts_path(step).unlink(missing_ok=True)
+
+    def verdicts_path(self, step: int) -> Path:
+        """The file of `write_verdicts`."""
+        return graded_path(self.workdir, step)
 
     def write_evaluation_completions(self, step: int, records: Sequence[Mapping[str, Any]]) -> Path:
         """Writes all completions of an evaluation to rollouts/eval_NNNNNN.jsonl.gz, whole or not at all.
@@ -178,12 +213,14 @@ class RunWriter:
             The file's path.
         """
         path = self.workdir / "rollouts" / f"eval_{step:06d}.jsonl.gz"
-        _write_gzip_lines(path, records)
+        with self.writing():
+            _write_gzip_lines(path, records)
         return path
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, the mark of a run that finished."""
-        files.write_json(self.workdir / "summary.json", dict(summary))
+        with self.writing():
+            files.write_json(self.workdir / "summary.json", dict(summary))
         if self._wandb is not None:
             self._wandb.summary.update(files.to_plain(summary))
 
@@ -191,29 +228,50 @@ class RunWriter:
         """Every file and folder that now exists at the top of the workdir, sorted; hidden ones left out."""
         return sorted(path for path in self.workdir.iterdir() if not path.name.startswith("."))
 
+    def sync(self) -> None:
+        """Puts the lines on disk, so that no resume state outlives a line of a step before it."""
+        with self.writing():
+            for file in self._lines.values():
+                os.fsync(file.fileno())
+
     def close(self) -> None:
         """Closes every file; may be called again."""
         for file in self._lines.values():
-            file.close()
+            with contextlib.suppress(OSError):  # what a full disk did not take was reported when it was written
+                file.close()
         if self._tensorboard is not None:
-            self._tensorboard.close()
+            with contextlib.suppress(OSError):
+                self._tensorboard.close()
             self._tensorboard = None
         if self._wandb is not None:
             self._wandb.finish()
             self._wandb = None
 
     def _append(self, name: str, record: Mapping[str, Any]) -> None:
-        self._lines[name].write(files.dumps(record) + "\n")
-        self._lines[name].flush()
+        with self.writing():
+            self._lines[name].write(files.dumps(record) + "\n")
+            self._lines[name].flush()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Turns what a disk refuses into one line."""
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"workdir {self.workdir} cannot be written ({error.strerror or error}); mend that and start the run "
+                "again with the same workdir: it continues from its last resume state"
+            ) from error
 
     def _log_scalars(self, step: int, values: Mapping[str, Any]) -> None:
         scalars = {key: float(value) for key, value in values.items() if value is not None}
         if self._tensorboard is not None:
-            for key, value in scalars.items():
-                self._tensorboard.add_scalar(key, value, step)
-            self._tensorboard.flush()
+            with self.writing():
+                self._tensorboard.write(step, scalars)
         if self._wandb is not None:
-            self._wandb.log({**scalars, "step": step})
+            # W&B drops what it has under a number already: the points that a resumed run logs again.
+            self._wandb.log({**scalars, "step": step}, step=self._points)
+        self._points += 1
 
 
 def _write_gzip_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
@@ -230,17 +288,11 @@ def _folder_problem(workdir: Path, error: OSError) -> str:
     if isinstance(error, FileExistsError) and Path(str(error.filename)).name in LINE_FILES:
         name = Path(str(error.filename)).name
         return f"workdir {workdir} already holds a run ({name}); choose another or delete it"
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        candidates = (workdir / "rollouts", workdir, *workdir.parents)
-        file = next((path for path in candidates if path.is_file()), workdir)
-        return f"workdir {workdir} must be a folder, but {file} is a file; choose another"
-    return f"workdir {workdir} cannot be written ({error.strerror or error}); choose another"
+    return folder_problem(workdir, error)
 
 
-def _open_tensorboard(workdir: Path) -> Any:
-    from tensorboardX import SummaryWriter  # here, because the import takes a noticeable part of a second
-
-    return SummaryWriter(logdir=str(workdir / "tensorboard"))
+def _count_lines(workdir: Path) -> int:
+    return sum((workdir / name).read_bytes().count(b"\n") for name in LINE_FILES)
 
 
 def _import_wandb() -> Any:
@@ -254,7 +306,16 @@ def _import_wandb() -> Any:
 
 
 def _start_wandb(wandb: Any, workdir: Path, config: Config, resolved: Mapping[str, Any]) -> Any:
-    run = wandb.init(project=config.log.wandb_project, dir=str(workdir), config=files.to_plain(resolved))
+    identifier = workdir / "wandb_id.txt"
+    if not identifier.exists():
+        files.write_atomic(identifier, secrets.token_hex(8).encode())
+    run = wandb.init(
+        project=config.log.wandb_project,
+        dir=str(workdir),
+        config=files.to_plain(resolved),
+        id=identifier.read_text(encoding="ascii"),
+        resume="allow",
+    )
     # Steps and evaluations share a step of our own; W&B's own counter would refuse the later of the two.
     run.define_metric("*", step_metric="step")
     return run

@@ -1,7 +1,11 @@
-"""The training loop: evaluate, refresh the direction, collect rollouts, step, record; and what a run ends with."""
+"""The training loop: evaluate, refresh the direction, collect rollouts, step, record; and what a run ends with.
+
+A run goes on where the workdir says that it was (docs/reliability.md).
+"""
 
 import contextlib
 import dataclasses
+import json
 import logging
 import time
 from pathlib import Path
@@ -10,20 +14,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vgrout_jax import checkpoint, gradients, sharding
+from vgrout_jax import carried, checkpoint, continuation, gradients, preemption, resume, sharding, world_checks
 from vgrout_jax.build import Run, build_run
+from vgrout_jax.carried import Carried
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed, open_grader
+from vgrout_jax.env.recall import Recall, read_rows
 from vgrout_jax.evaluate import evaluate
 from vgrout_jax.metrics import RunWriter
 from vgrout_jax.model import keys, lora2r
+from vgrout_jax.preemption import Preempted
 from vgrout_jax.reporting import StepTable, final_table
-from vgrout_jax.rl import diagnostics, guard, rollout
+from vgrout_jax.rl import collapse, diagnostics, guard, rollout
 from vgrout_jax.rl.optim import learning_rate
 from vgrout_jax.rl.state import TrainState, initial_state
 from vgrout_jax.rl.step import StepMetrics
 from vgrout_jax.routing import direction
+from vgrout_jax.routing.pairs import load_pairs
 from vgrout_jax.statistics import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -31,114 +39,208 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass
 class Loop:
-    """What the loop carries from step to step.
+    """What the loop works with.
 
     Attributes:
         run: everything that is fixed.
         grader: of the answers.
         writer: of the workdir.
         table: on the terminal.
-        state: of the optimiser.
-        watch: the divergence guard.
-        good: differences of the last step at which the guard saw nothing wrong, and its number of updates.
-        routing: direction and bands, None for the pinned arms.
-        direction_seconds: cost of the last extraction, spread over the steps that it serves.
-        live_groups: groups with something to learn from, so far.
+        store: of resume states.
+        signals: asks where a step may be given up.
+        identity: what a resume state says of the run.
+        carried: what the steps done have left; replaced by each step as a whole.
     """
 
     run: Run
     grader: Grader
     writer: RunWriter
     table: StepTable
-    state: TrainState
-    watch: guard.Guard
-    good: tuple[lora2r.Factors, int] | None = None
-    routing: direction.Routing | None = None
-    direction_seconds: float | None = None
-    live_groups: int = 0
+    store: resume.Store
+    signals: preemption.Watch
+    identity: dict[str, Any]
+    carried: Carried
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
-    """Runs one arm from start to end and returns what `summary.json` holds.
+    """Runs one arm to its end, from the start or from where the workdir's run was interrupted.
+
+    Returns:
+        What `summary.json` holds.
 
     Raises:
-        ValueError, FileNotFoundError: a setting or file that cannot be used, before anything is trained.
+        ValueError, FileNotFoundError: a setting, a file or a workdir that cannot be used, before anything is trained.
         guard.Divergence, GradingFailed: the run was stopped; the adapter of the last good step is in the workdir.
+        Preempted: a signal asked the run to end; its state is in the workdir.
     """
-    with open_grader(config.grader) as grader:
+    try:
+        with preemption.Watch() as signals, continuation.claim(workdir):
+            found = continuation.look(workdir)
+            continuation.check_continuable(found, config)
+            if found.finished is not None and found.finished >= config.train.steps:
+                print(f"{workdir} holds a finished run of {found.finished} steps; raise train.steps to go on with it")
+                return json.loads((workdir / "summary.json").read_text(encoding="utf-8"))
+            with contextlib.ExitStack() as stack:
+                loop = open_loop(config, found, signals, stack)
+                return run_loop(loop)
+    except Preempted as request:
+        states = continuation.state_steps(workdir / continuation.STATES)
+        kept = f"the state of step {states[-1]} is kept" if states else "no step was kept"
+        message = f"interrupted by {request.name}: {kept}; --workdir={workdir} continues from there"
+        raise Preempted(request.number, message) from request
+
+
+def open_loop(
+    config: Config, found: continuation.Found, signals: preemption.Watch, stack: contextlib.ExitStack
+) -> Loop:
+    """Builds the run, brings back what an earlier process has left, and opens the files; `stack` closes them."""
+    workdir = found.workdir
+    with signals.abandonable():
+        snapshot = resume.newest(workdir / continuation.STATES)
+        grader = stack.enter_context(open_grader(config.grader))
         run = build_run(config)
-        with (
-            RunWriter(workdir, config, provenance=run.provenance) as writer,
-            contextlib.closing(StepTable(config.train.steps)) as table,
-        ):
-            state = initial_state(run.frozen.init, run.optimizer, run.mesh)
-            loop = Loop(run, grader, writer, table, state, guard.Guard(config.guard))
-            try:
-                for step in range(config.train.steps):
-                    train_step(loop, step)
-            except (guard.Divergence, GradingFailed):
-                save(loop, loop.good)
-                raise
-            return finish(loop)
-
-
-def train_step(loop: Loop, step: int) -> None:
-    """One step of the loop, with what is due before it."""
-    config, run, programs = loop.run.config, loop.run, loop.run.programs
-    record: dict[str, Any] = {"time/evaluate": run_evaluation(loop, step) if evaluation_due(config, step) else None}
-    record["time/direction"] = refresh_direction(loop, step)
-    if programs.reference_logprob is not None:
-        record["guard/reference_logprob"] = float(programs.reference_logprob(loop.state.deltas, run.frozen))
-        if loop.watch.check_reference(step, record["guard/reference_logprob"]):
-            # A copy, since the step takes the state's own memory; it is what a later divergence leaves behind.
-            loop.good = jax.tree.map(jnp.copy, loop.state.deltas), step
-    loop.table.status("generating and grading")
-    rollouts = rollout.collect(
-        config, run.world, programs.generator, loop.grader, frozen=run.frozen, deltas=loop.state.deltas, step=step
+        world_checks.check_world(run.world, load_pairs(config.direction.pairs, config.direction.tags))
+        provenance = {**run.provenance, "world_sha256": world_checks.world_sha256(run.world)}
+        run = dataclasses.replace(run, provenance=provenance)
+        identity = carried.identity_of(config, provenance, run.frozen)
+        state = initial_state(run.frozen.init, run.optimizer, run.mesh)
+        start = carried.begin(config, found, snapshot, identity, Carried(0, state, guard.Guard(config.guard)))
+    if found.started:
+        continuation.cut_back(workdir, start.step)
+    store = stack.enter_context(
+        contextlib.closing(resume.Store(workdir / continuation.STATES, keep=config.checkpoint.keep))
     )
+    first = start.step if found.started else None
+    writer = stack.enter_context(RunWriter(workdir, config, provenance=provenance, first_step=first))
+    table = stack.enter_context(contextlib.closing(StepTable(config.train.steps - start.step)))
+    return Loop(run, grader, writer, table, store, signals, identity, start)
+
+
+def run_loop(loop: Loop) -> dict[str, Any]:
+    """All steps that are left, and the end; whatever stops them leaves what can be kept."""
+    steps, every = loop.run.config.train.steps, loop.run.config.checkpoint.every_steps
+    try:
+        while loop.carried.step < steps:
+            train_step(loop)
+            if loop.carried.step == steps or (every and loop.carried.step % every == 0):
+                keep_state(loop)
+        loop.store.wait()
+        return finish(loop)
+    except (Preempted, GradingFailed) as stop:
+        # Both are raised between two steps' updates, where what is carried is whole.
+        keep_state(loop)
+        loop.store.close()
+        if isinstance(stop, GradingFailed):
+            save(loop, loop.carried.good)
+        raise
+    except guard.Divergence:
+        save(loop, loop.carried.good)
+        raise
+    except OSError as error:
+        raise ValueError(f"workdir {loop.writer.workdir}: {error}") from error
+
+
+def keep_state(loop: Loop) -> None:
+    """Starts to write the resume state, after the lines of all steps before it."""
+    loop.writer.sync()
+    loop.store.save(carried.to_snapshot(loop.carried, loop.identity))
+
+
+def train_step(loop: Loop) -> None:
+    """One step of the loop, with what is due before it."""
+    config, before = loop.run.config, loop.carried
+    step = before.step
+    with loop.signals.abandonable():
+        ready, record = prepare(loop, step)
+        loop.table.status("generating and grading")
+        rollouts = collect(loop, step)
+        guard.check_sampled(step, rollouts.policy_logprobs)
+        loop.writer.write_verdicts(step, diagnostics.verdict_records(rollouts))
     loop.table.status("updating")
     started = time.perf_counter()
-    metrics = update(loop, rollouts, step)
+    state, metrics = update(loop, rollouts, ready)
     record["time/update"] = time.perf_counter() - started
+    # The step has taken the memory of the state before; what it leaves is that state where it was refused.
+    loop.carried = dataclasses.replace(before, state=state, good=ready.good)
     guard.check_finite(step, metrics)
-    record |= diagnostics.step_record(config, rollouts, metrics, loop.routing)
+    record |= diagnostics.step_record(config, rollouts, metrics, ready.routing)
     record["lr"] = float(learning_rate(config.optim, config.train.steps)(step))
-    loop.live_groups += config.rollout.prompts - record["groups/skipped"]
+    live = config.rollout.prompts - record["groups/skipped"]
+    memory, warnings = collapse.observe_step(ready.collapse, step, rollouts.rows, live_groups=live)
+    for text in warnings:
+        logger.warning("%s", text)
     loop.writer.write_step(step, record)
     loop.writer.write_rollouts(step, diagnostics.rollout_records(rollouts, metrics))
+    loop.writer.drop_verdicts(step)
     if metrics.probe is not None:
-        gradients.save_step(loop.writer.workdir, step, metrics)
+        with loop.writer.writing():
+            gradients.save_step(loop.writer.workdir, step, metrics)
     loop.table.row(step, record)
+    loop.carried = dataclasses.replace(
+        ready, step=step + 1, state=state, live_groups=before.live_groups + live, collapse=memory
+    )
 
 
-def update(loop: Loop, rollouts: rollout.Rollouts, step: int) -> StepMetrics:
-    """Runs the jitted step, moves the loop's state, and fetches the metrics, all at once, after it."""
+def prepare(loop: Loop, step: int) -> tuple[Carried, dict[str, Any]]:
+    """What is due before a step: evaluation, direction, the guard's look; returns what is carried with it."""
+    config, run, ready = loop.run.config, loop.run, loop.carried
+    record: dict[str, Any] = {"time/evaluate": None}
+    if evaluation_due(config, step):
+        ready, record["time/evaluate"] = run_evaluation(loop, ready)
+    ready = refresh_direction(loop, ready)
+    record["time/direction"] = ready.direction_seconds
+    if run.programs.reference_logprob is not None:
+        record["guard/reference_logprob"] = float(run.programs.reference_logprob(ready.state.deltas, run.frozen))
+        ready = dataclasses.replace(ready, watch=dataclasses.replace(ready.watch))
+        if ready.watch.check_reference(step, record["guard/reference_logprob"]):
+            # A copy, since the step takes the state's own memory; it is what a later divergence leaves behind.
+            ready = dataclasses.replace(ready, good=(jax.tree.map(jnp.copy, ready.state.deltas), step))
+    return ready, record
+
+
+def collect(loop: Loop, step: int) -> rollout.Rollouts:
+    """The step's rollouts; what an interrupted run has graded of them is not graded again."""
+    run = loop.run
+    rows = read_rows(loop.writer.verdicts_path(step))
+    return rollout.collect(
+        run.config,
+        run.world,
+        run.programs.generator,
+        Recall(loop.grader, rows) if rows else loop.grader,
+        frozen=run.frozen,
+        deltas=loop.carried.state.deltas,
+        step=step,
+    )
+
+
+def update(loop: Loop, rollouts: rollout.Rollouts, ready: Carried) -> tuple[TrainState, StepMetrics]:
+    """Runs the jitted step, which takes the state's memory, and fetches the metrics, all at once, after it."""
     run = loop.run
     batch = rollout.place(rollouts.batch, sharding.batch_shardings(run.mesh, rollouts.batch))
-    key = jax.device_put(keys.label_key(run.config.seed, step), sharding.replicated(run.mesh))
+    key = jax.device_put(keys.label_key(run.config.seed, ready.step), sharding.replicated(run.mesh))
     with jax.transfer_guard("disallow"):
-        loop.state, metrics = run.programs.step(loop.state, run.frozen, loop.routing, batch, key)
-    return jax.device_get(metrics)
+        state, metrics = run.programs.step(ready.state, run.frozen, ready.routing, batch, key)
+    return state, jax.device_get(metrics)
 
 
-def refresh_direction(loop: Loop, step: int) -> float | None:
-    """Extracts the direction where it is due; returns the amortised seconds of the one in use."""
-    config, run = loop.run.config, loop.run
-    if run.programs.extract is None:
-        return None
+def refresh_direction(loop: Loop, ready: Carried) -> Carried:
+    """Extracts the direction where it is due, with the amortised seconds of the one in use."""
+    config, run, step = loop.run.config, loop.run, ready.step
     random = config.placebo.kind == "direction"
-    if step % config.gate.refresh_every == 0 and not (random and step > 0):
-        loop.table.status("extracting the direction")
-        started = time.perf_counter()
-        fresh, sides = run.programs.extract(loop.state.deltas, run.frozen)
-        direction.check_routing(fresh, placebo=config.placebo.kind)
-        previous = loop.routing
-        loop.routing = direction.refresh_routing(previous, fresh, placebo=config.placebo.kind) if previous else fresh
-        served = config.train.steps if random else config.gate.refresh_every
-        loop.direction_seconds = (time.perf_counter() - started) / served
-        if config.log.gradients:
-            gradients.save_direction(loop.writer.workdir, step, loop.routing, sides)
-    return loop.direction_seconds
+    if run.programs.extract is None or step % config.gate.refresh_every or (random and step > 0):
+        return ready
+    loop.table.status("extracting the direction")
+    started = time.perf_counter()
+    fresh, sides = run.programs.extract(ready.state.deltas, run.frozen)
+    direction.check_routing(fresh, placebo=config.placebo.kind)
+    if ready.routing is not None:
+        fresh = direction.refresh_routing(ready.routing, fresh, placebo=config.placebo.kind)
+    served = config.train.steps if random else config.gate.refresh_every
+    seconds = (time.perf_counter() - started) / served
+    if config.log.gradients:
+        with loop.writer.writing():
+            gradients.save_direction(loop.writer.workdir, step, fresh, sides)
+    return dataclasses.replace(ready, routing=fresh, direction_seconds=seconds)
 
 
 def evaluation_due(config: Config, step: int) -> bool:
@@ -146,31 +248,36 @@ def evaluation_due(config: Config, step: int) -> bool:
     return step == 0 or (config.eval.every_steps > 0 and step % config.eval.every_steps == 0)
 
 
-def run_evaluation(loop: Loop, step: int) -> float:
-    """Evaluates the current adapter on a part of the held-out problems; returns the seconds it took."""
+def run_evaluation(loop: Loop, ready: Carried) -> tuple[Carried, float]:
+    """Evaluates the current adapter on a part of the held-out problems; returns the seconds it took too."""
     started = time.perf_counter()
     prompts = loop.run.world.heldout_prompts(loop.run.config.eval.problems)
-    evaluate_and_write(loop, prompts, loop.state.deltas, step)
-    return time.perf_counter() - started
+    _, memory = evaluate_and_write(loop, prompts, ready.state.deltas, ready)
+    return dataclasses.replace(ready, collapse=memory), time.perf_counter() - started
 
 
-def evaluate_and_write(loop: Loop, prompts: list, deltas: lora2r.Factors, step: int) -> list[Evaluation]:
-    """Evaluates one adapter under both policies and writes both lines."""
+def evaluate_and_write(
+    loop: Loop, prompts: list, deltas: lora2r.Factors, ready: Carried
+) -> tuple[list[Evaluation], collapse.Memory]:
+    """Evaluates one adapter under both policies, writes both lines, and warns of a collapse."""
     loop.table.status("evaluating")
-    run = loop.run
+    run, memory = loop.run, ready.collapse
     evaluations, records = evaluate(
-        run.config, run.programs.generator, loop.grader, prompts, frozen=run.frozen, deltas=deltas, step=step
+        run.config, run.programs.generator, loop.grader, prompts, frozen=run.frozen, deltas=deltas, step=ready.step
     )
     for evaluation in evaluations:
         loop.writer.write_evaluation(evaluation)
-    loop.writer.write_evaluation_completions(step, records)
-    return evaluations
+        memory, warnings = collapse.observe_evaluation(memory, evaluation)
+        for text in warnings:
+            logger.warning("%s", text)
+    loop.writer.write_evaluation_completions(ready.step, records)
+    return evaluations, memory
 
 
 def save(loop: Loop, chosen: tuple[lora2r.Factors, int] | None = None) -> Path:
     """Writes the adapter artefact: of `chosen` differences and their number of updates, or of the current state."""
     config, path = loop.run.config, loop.writer.workdir / "adapter"
-    deltas, step = chosen or (loop.state.deltas, int(loop.state.step))
+    deltas, step = chosen or (loop.carried.state.deltas, int(loop.carried.state.step))
     metadata = {"config": config.to_dict(), "step": step, **loop.run.provenance}
     checkpoint.save_adapter(path, deltas, loop.run.frozen.init, metadata, seed=config.adapter.seed)
     return path
@@ -178,22 +285,24 @@ def save(loop: Loop, chosen: tuple[lora2r.Factors, int] | None = None) -> Path:
 
 def finish(loop: Loop) -> dict[str, Any]:
     """Saves the adapter, evaluates it as reloaded from its artefact, and writes and prints the result."""
-    config, run = loop.run.config, loop.run
+    config, run, last = loop.run.config, loop.run, loop.carried
     deltas, _ = checkpoint.load_adapter(save(loop), init=run.frozen.init)
     deltas = jax.device_put(deltas, sharding.factor_shardings(run.mesh, deltas))
-    evaluations = evaluate_and_write(loop, run.world.heldout_prompts(None), deltas, config.train.steps)
+    with loop.signals.abandonable():
+        evaluations, _ = evaluate_and_write(loop, run.world.heldout_prompts(None), deltas, last)
+    continuation.drop_graded(loop.writer.workdir)
     summary = {
         "arm": config.arm,
         "scale": config.scale,
         "steps": config.train.steps,
-        "live_groups": loop.live_groups,
+        "live_groups": last.live_groups,
         "groups": config.train.steps * config.rollout.prompts,
         "evaluations": [evaluation.to_record() for evaluation in evaluations],
     }
     loop.writer.write_summary(summary)
     loop.table.close()
     print()
-    if loop.live_groups == 0:
+    if last.live_groups == 0:
         print("No group had anything to learn from: in every one all rewards were equal, so the adapter never moved.")
         print()
     print(final_table(evaluations, loop.writer.paths()))

@@ -54,6 +54,8 @@ _AT_LEAST: dict[str, float] = {
     "grader.memory_mb": 128,
     "grader.folder_mb": 1,
     "guard.references": 0,
+    "checkpoint.every_steps": 0,
+    "checkpoint.keep": 1,
     "mesh.data": 1,
     "mesh.fsdp": 1,
     "mesh.tensor": 1,

@@ -79,6 +79,22 @@ def test_names_the_step_and_the_tensors_that_are_not_finite():
     assert message.startswith("step 7: not finite: gradient, probe;") and "optim.lr" in message
 
 
+def test_names_the_logits_where_log_probabilities_are_not_finite():
+    broken = metrics(loss=False).replace(old_logprobs=np.array([[0.0, np.nan]]))
+    with pytest.raises(guard.Divergence, match="^step 2: not finite: logits, loss; the update was not applied; try"):
+        guard.check_finite(2, broken)
+
+
+def test_tokens_drawn_from_broken_logits_stop_the_run():
+    guard.check_sampled(3, np.array([[-1.0, 0.0]], np.float32))
+    for value in (np.nan, -np.inf):
+        with pytest.raises(guard.Divergence) as caught:
+            guard.check_sampled(3, np.array([[-1.0, value], [value, 0.0]], np.float32))
+        message = str(caught.value)
+        assert message.startswith("step 3: not finite: logits (the sampler's log-probabilities of 2 tokens)")
+        assert "try a lower optim.lr" in message and "model.path" in message
+
+
 PROMPTS = [[5, 6, 7], [8], [9, 10]]
 COMPLETIONS = [[11, 12], [13, 14, 15, 16, 17], [18, 19, 20]]
 

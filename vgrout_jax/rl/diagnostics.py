@@ -131,6 +131,11 @@ def _sampler_agreement(rollouts: Rollouts, metrics: StepMetrics) -> dict[str, An
     }
 
 
+def verdict_records(rollouts: Rollouts) -> list[dict[str, Any]]:
+    """What is known of every rollout before the update: prompt, completion, reward and verdict."""
+    return [_graded(row) for row in rollouts.rows]
+
+
 def rollout_records(rollouts: Rollouts, metrics: StepMetrics) -> list[dict[str, Any]]:
     """What the workdir keeps of every rollout: prompt, completion, verdict, advantage, score and label."""
     names = {label: name for name, label in ZONES.items()}
@@ -138,21 +143,27 @@ def rollout_records(rollouts: Rollouts, metrics: StepMetrics) -> list[dict[str, 
     scores, labels = np.asarray(metrics.gate.scores), np.asarray(metrics.gate.labels)
     return [
         {
-            "problem": row.prompt.problem.id,
-            "mode": row.prompt.mode,
-            "source": row.source,
-            "policy": "full" if row.quarantine_on else "deployed",
-            "prompt": row.prompt.text,
-            "completion": row.text,
-            "reward": row.reward,
-            "verdict": _verdict(row),
+            **_graded(row),
             "advantage": float(advantages[index]),
             "score": float(scores[index]) if scored[index] else None,
             "label": names[int(labels[index])],
-            "tokens": row.tokens,
         }
         for index, row in enumerate(rollouts.rows)
     ]
+
+
+def _graded(row: Rollout) -> dict[str, Any]:
+    return {
+        "problem": row.prompt.problem.id,
+        "mode": row.prompt.mode,
+        "source": row.source,
+        "policy": "full" if row.quarantine_on else "deployed",
+        "prompt": row.prompt.text,
+        "completion": row.text,
+        "reward": row.reward,
+        "verdict": _verdict(row),
+        "tokens": row.tokens,
+    }
 
 
 def _verdict(row: Rollout) -> dict[str, Any]:

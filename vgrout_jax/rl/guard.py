@@ -46,7 +46,9 @@ class Guard:
             Divergence: it is not finite, or fell by more than `guard.stop_nats` for two steps running.
         """
         if not np.isfinite(logprob):
-            raise Divergence(f"step {step}: the reference log-probability is not finite; {REMEDY}")
+            raise Divergence(
+                f"step {step}: not finite: logits (the mean log-probability of the reference completions); {REMEDY}"
+            )
         self.best = max(self.best, logprob)
         fall = self.best - logprob
         self.low_steps = self.low_steps + 1 if fall > self.config.stop_nats else 0
@@ -63,6 +65,24 @@ class Guard:
 REMEDY = "try a lower optim.lr or a longer optim.warmup_frac"
 
 
+def check_sampled(step: int, logprobs: Float[np.ndarray, "N T"]) -> None:
+    """Stops the run at a step whose completions were drawn from logits that were not finite.
+
+    Args:
+        step: of the run.
+        logprobs: the sampler's own log-probabilities, 0 where nothing was sampled.
+
+    Raises:
+        Divergence: names the step and how many tokens it concerns.
+    """
+    bad = int((~np.isfinite(logprobs)).sum())
+    if bad:
+        raise Divergence(
+            f"step {step}: not finite: logits (the sampler's log-probabilities of {bad} tokens); nothing was "
+            f"updated; {REMEDY}, and look at the weights at model.path and at model.dtype"
+        )
+
+
 def check_finite(step: int, metrics: StepMetrics) -> None:
     """Stops the run at a step whose tensors were not finite; its update was not applied.
 
@@ -71,6 +91,10 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
     """
     bad = [name for name, finite in metrics.finite.items() if not bool(finite)]
     if bad:
+        # The step looks at what it adds up; where the logits themselves are to blame, their log-probabilities tell.
+        seen = [metrics.old_logprobs, metrics.losses.kl if metrics.losses is not None else None]
+        if any(leaf is not None and not np.isfinite(leaf).all() for leaf in seen):
+            bad.insert(0, "logits")
         raise Divergence(f"step {step}: not finite: {', '.join(bad)}; the update was not applied; {REMEDY}")
 
 

@@ -3,18 +3,17 @@
 import logging
 import os
 import selectors
-import shutil
 import socket
-import tempfile
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from vgrout_jax.config import GraderConfig
 
 from .answer import Answer
+from .folders import Folders
 from .layers import Layers, open_library
 from .process import Process, Run
 from .verdict import Verdict
@@ -23,6 +22,7 @@ LOGGER = logging.getLogger("vgrout_jax.env.grader")
 _ATTEMPTS = 2  # gradings of an answer, counting those that end through no doing of its own
 _MISSES = 20  # workers found dead before they began on an answer, until that counts as an attempt
 _START_FAILURES = 3  # workers in a row that die before they are ready
+_HUNG = 20  # times an answer's limits together without an end of its stage, until its worker counts as hung
 _PER_CORE = 4  # workers for each core while answers sleep
 
 
@@ -82,8 +82,8 @@ class Dispatcher:
         self.selector = selectors.DefaultSelector()
         self._tickets: dict[Process, Ticket] = {}
         self._failures = 0
-        self._folder = Path(tempfile.mkdtemp(prefix="vgrout-grader-"))
-        self._library = open_library(layers, self._folder)
+        self._folders = Folders()
+        self._library = open_library(layers, self._folders.root)
         self._null = os.open("/dev/null", os.O_WRONLY)
 
     def watch(self, waker: socket.socket, woken: Callable[[], None]) -> None:
@@ -97,8 +97,14 @@ class Dispatcher:
             RuntimeError: workers cannot be started.
         """
         self._assign()
-        for key, _ in self.selector.select():
+        patience = _HUNG * (self.config.cpu_seconds + self.config.idle_seconds)
+        for key, _ in self.selector.select(patience / 4 if self._tickets else None):
             key.data()
+        for process in list(self.processes):
+            if process.run is not None and time.monotonic() - process.begun > patience:
+                # It enforces an answer's limits and has not: it is stopped, or stuck in the kernel.
+                LOGGER.warning("a worker of the grader has hung for %.0f s and is ended", patience)
+                self._died(process, "it hung")
 
     def pending(self) -> list[Ticket]:
         return [*self.queue, *self.alone, *self._tickets.values()]
@@ -106,7 +112,7 @@ class Dispatcher:
     def close(self) -> None:
         for process in list(self.processes):
             self._drop(process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folders.close()
         self.selector.close()
         os.close(self._null)
 
@@ -136,7 +142,7 @@ class Dispatcher:
     def _new_process(self) -> Process:
         taken = {process.index for process in self.processes}
         index = next(index for index in range(len(taken) + 1) if index not in taken)
-        process = Process(self.layers, self.config, index=index, library=self._library)
+        process = Process(self.layers, self.config, index=index, folder=self._folders.new(), library=self._library)
         self.processes.append(process)
         self.selector.register(process.control, selectors.EVENT_READ, lambda: self._control(process))
         return process
@@ -229,12 +235,12 @@ class Dispatcher:
         answer.restart()
         (self.alone if answer.alone else self.queue).appendleft(ticket)
 
-    def _died(self, process: Process) -> None:
+    def _died(self, process: Process, why: str = "it left no message") -> None:
         ticket = self._tickets.get(process)
         ready = process.ready
         begun = process.run is not None and process.run.stage.begun
-        errors = self._drop(process)
-        LOGGER.warning("a worker of the grader has died; %s", errors or "it left no message")
+        errors = self._drop(process) or why
+        LOGGER.warning("a worker of the grader has died; %s", errors)
         if ticket is not None:
             self._tickets[process] = ticket
             # A worker that was dead already says nothing about the answer that was given to it.

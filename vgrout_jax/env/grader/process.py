@@ -4,10 +4,11 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
-import tempfile
+import time
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -183,15 +184,16 @@ class Process:
         run: the stage that it runs, or None.
         ready: it has started up.
         idle: its child neither computes nor waits for a core.
+        begun: when it was given its stage, on the monotonic clock.
     """
 
-    def __init__(self, layers: Layers, config: GraderConfig, *, index: int, library: Path):
+    def __init__(self, layers: Layers, config: GraderConfig, *, index: int, folder: Path, library: Path):
         self.index = index
         self.config = config
         self.run: Run | None = None
         self.ready = self.idle = False
-        self.folder = Path(tempfile.mkdtemp(prefix="vgrout-grader-"))
-        self.folder.chmod(0o711)
+        self.folder = folder
+        self.begun = 0.0
         self._known: OrderedDict[str, None] = OrderedDict()
         self._buffer = b""
         self.control, other = socket.socketpair()
@@ -227,6 +229,7 @@ class Process:
         """
         self.run = run
         self.idle = False
+        self.begun = time.monotonic()
         self._teach(run.answer.plan)
         order, descriptors = run.order(run.answer.plan.key, self.config)
         self._send(json.dumps(order).encode(), descriptors)
@@ -254,6 +257,10 @@ class Process:
     def close(self) -> str:
         """Kill the worker and all that is in it; returns the last lines that it wrote on standard error."""
         self.control.close()
+        # What was stopped while it started up has not yet bound its life to its parent's.
+        for inner in _below(self.pid):
+            with contextlib.suppress(OSError):
+                os.kill(inner, signal.SIGKILL)
         self._process.kill()
         # Only a dead worker's pipe ends; what it holds by then fits into the pipe.
         errors = self._process.stderr.read()
@@ -278,3 +285,12 @@ class Process:
     def _send(self, data: bytes, descriptors: list[int]) -> None:
         socket.send_fds(self.control, [struct.pack("<I", len(data))], descriptors)
         self.control.sendall(data)
+
+
+def _below(pid: int) -> list[int]:
+    """Every process below one, as this process sees them."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [number for child in map(int, children) for number in (child, *_below(child))]
