@@ -43,13 +43,16 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
         "    (Path(sys.argv[1]) / 'config.json').write_text('{}'); print('held', flush=True); time.sleep(600)\n"
     )
     command = [sys.executable, "-c", script, str(workdir), str(interrupted.ROOT)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
         assert other.stdout.readline() == "held\n"
         match = f"workdir .*run is in use by process {other.pid} on "
         with pytest.raises(ValueError, match=match) as caught, continuation.claim(workdir):
             pass
         assert "\n" not in str(caught.value)
+    finally:
         other.kill()
+        other.communicate()
     with continuation.claim(workdir):
         pass
     assert (workdir / "config.json").exists()

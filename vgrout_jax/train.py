@@ -232,7 +232,12 @@ def refresh_direction(loop: Loop, ready: Carried) -> Carried:
     loop.table.status("extracting the direction")
     started = time.perf_counter()
     fresh, sides = run.programs.extract(ready.state.deltas, run.frozen)
-    direction.check_routing(fresh, placebo=config.placebo.kind)
+    try:
+        direction.check_routing(fresh, placebo=config.placebo.kind)
+    except ValueError as error:
+        if step == 0:  # the pairs or a setting are to blame; later it is what training has made of the adapter
+            raise
+        raise guard.Divergence(f"step {step}: {error}; {guard.REMEDY}") from error
     if ready.routing is not None:
         fresh = direction.refresh_routing(ready.routing, fresh, placebo=config.placebo.kind)
     served = config.train.steps if random else config.gate.refresh_every

@@ -44,6 +44,7 @@ _CODE = (
     'open("',
     '", "w").write("',
     "PASS",
+    "    ",
     " = True\n",
 )
 
