@@ -180,3 +180,13 @@ def test_real_problems_with_tiny_weights(tmp_path, shared_data, capsys):
         path.name for path in tmp_path.iterdir()
     }
     assert all(len(row["prompt"]) > 500 for row in rollouts(tmp_path, 0))
+
+
+def test_a_profiled_step_leaves_a_trace_and_changes_nothing(tmp_path):
+    train.train(smoke("routeV"), tmp_path / "plain")
+    train.train(smoke("routeV", profile={"steps": (1,)}), tmp_path / "traced")
+    names = [path.name for path in (tmp_path / "traced" / "profile").rglob("*.*")]
+    assert any(name.endswith("xplane.pb") for name in names) and any("perfetto" in name for name in names), names
+    assert not (tmp_path / "plain" / "profile").exists()
+    for one, other in zip(adapter(tmp_path / "plain"), adapter(tmp_path / "traced"), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -125,6 +125,14 @@ def test_an_evaluation_is_a_line_with_rates_intervals_and_modes(tmp_path):
     assert first["modes"]["sentinel"]["solve"] == 1.0 and first["modes"]["run_tests"]["n"] == 1
 
 
+def test_the_first_evaluation_is_the_deployed_policy_s_before_any_update(tmp_path):
+    with metrics.RunWriter(tmp_path, config(tensorboard=False)) as writer:
+        assert writer.first_evaluation() is None
+        for step, policy in ((0, "as_trained"), (0, "deployed"), (20, "deployed")):
+            writer.write_evaluation(evaluation(step, policy))
+        assert writer.first_evaluation() == evaluation(0, "deployed")
+
+
 def test_rollouts_round_trip_whatever_a_model_emits(tmp_path):
     with RunWriter(tmp_path, config()) as writer:
         path = writer.write_rollouts(7, [ROLLOUT, {**ROLLOUT, "score": 0.25, "problem_id": "a"}])

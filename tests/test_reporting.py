@@ -159,6 +159,16 @@ def test_final_table_takes_the_last_of_each_policy_and_keeps_splits_apart():
     assert sum(line.split()[:3] == ["as", "trained", "-"] for line in text.splitlines()) == 2
 
 
+def test_final_table_says_in_words_what_training_and_the_quarantine_did():
+    before, runs = evaluation("deployed", 0, 4), [evaluation("deployed", 60, 0), evaluation("as_trained", 60, 20)]
+    text = reporting.final_table(runs, before=before)
+    first, row = text.splitlines()[:2]
+    assert row.startswith("  before training") and "10.0% [" in row and len(row) == len(first)
+    assert "As trained, 50% of the answers exploit the grader; deployed, the quarantine removed, 0%." in text
+    assert "Before training 25% were right; deployed, 25% are." in text
+    assert "Before training" not in reporting.final_table(runs)
+
+
 def test_final_table_lists_what_was_written(tmp_path):
     text = reporting.final_table([evaluation("deployed", 1, 1)], [tmp_path / "metrics.jsonl"])
     assert text.endswith(f"written:\n  {tmp_path / 'metrics.jsonl'}")

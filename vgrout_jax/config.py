@@ -86,8 +86,8 @@ class DirectionConfig:
 @dataclasses.dataclass
 class GateConfig:
     kind: str = "route"  # route: by the probe's score; clean or mid: pinned
-    low: float = 0.0  # z <= low is clean
-    high: float = 0.3  # z >= high is hack
+    low: float = -0.1  # z <= low is clean
+    high: float = 0.1  # z >= high is hack
     pool: str = "mean_then_band"  # or band_then_mean
     band_floor: float = 0.05  # least band width
     leave_one_out: bool = True  # a pair's cosines are taken against the direction of the other pairs
@@ -180,6 +180,11 @@ class LogConfig:
 
 
 @dataclasses.dataclass
+class ProfileConfig:
+    steps: tuple[int, ...] = ()  # steps whose trace is written to WORKDIR/profile, for TensorBoard or Perfetto
+
+
+@dataclasses.dataclass
 class Config:
     arm: str = "routeV"
     scale: str = "fast"
@@ -203,6 +208,7 @@ class Config:
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
 
     def resolve(self) -> None:
         """Settles what depends on other fields, and splits `a,b` given on the command line for a tuple of strings.

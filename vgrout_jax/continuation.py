@@ -27,7 +27,7 @@ LINE_FILES = ("metrics.jsonl", "eval.jsonl")
 LOCK, STATES = ".lock", "resume"
 # What a run may be continued with, though it was started with another value. Nothing here reaches the adapter's
 # bits but the number of steps, on which the learning rate's schedule hangs.
-MAY_CHANGE = ("train.steps", "eval.every_steps", "grader.workers", "checkpoint.", "log.")
+MAY_CHANGE = ("train.steps", "eval.every_steps", "grader.workers", "checkpoint.", "log.", "profile.")
 _STEP_FILE = re.compile(r"(?:step|eval|direction)_(\d{6,})\.(?:jsonl\.gz|npz)")
 
 

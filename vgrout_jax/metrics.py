@@ -13,6 +13,7 @@ summary.json                  written at the end; its absence marks a run that d
 
 import contextlib
 import gzip
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -166,6 +167,14 @@ class RunWriter:
         for mode, rates in record["modes"].items():
             scalars.update({f"{prefix}/{mode}/{name}": rates[name] for name in RATES})
         self._log_scalars(evaluation.step, scalars)
+
+    def first_evaluation(self) -> Evaluation | None:
+        """The deployed policy's evaluation before the first update, or None where there is none."""
+        for line in (self.workdir / "eval.jsonl").read_text(encoding="ascii").splitlines():
+            record = json.loads(line)
+            if record["policy"] == "deployed":
+                return Evaluation.from_record(record) if record["step"] == 0 else None
+        return None
 
     def write_rollouts(self, step: int, rollouts: Sequence[Mapping[str, Any]]) -> Path:
         """Writes all completions of a step to rollouts/step_NNNNNN.jsonl.gz, whole or not at all.

@@ -152,12 +152,15 @@ def _cell(value: Any, column: Column) -> str:
 _POLICY_NAMES = {"as_trained": "as trained", "deployed": "deployed"}
 
 
-def final_table(evaluations: Sequence[Evaluation], paths: Sequence[Path] = ()) -> str:
+def final_table(
+    evaluations: Sequence[Evaluation], paths: Sequence[Path] = (), *, before: Evaluation | None = None
+) -> str:
     """The table as trained / deployed against hack, solve, compile and channel, with 95% intervals.
 
     Args:
         evaluations: of each split and policy the last one counts.
         paths: everything written, listed below the table.
+        before: the policy before the first update; gives a row of its own, and the comparison in words.
 
     Returns:
         Text of several lines, without a newline at its end.
@@ -167,12 +170,32 @@ def final_table(evaluations: Sequence[Evaluation], paths: Sequence[Path] = ()) -
     latest = {(evaluation.split, evaluation.policy): evaluation for evaluation in evaluations}
     lines = []
     for split in dict.fromkeys(split for split, _ in latest):
-        lines += [_rates_heading(split), *_split_rows(split, latest), ""]
+        lines.append(_rates_heading(split))
+        if before is not None and before.split == split:
+            lines.append(_rates_row("before training", before.table.overall, indent=2))
+        lines += [*_split_rows(split, latest), ""]
+        deployed, trained = latest.get((split, "deployed")), latest.get((split, "as_trained"))
+        if before is not None and deployed and trained:
+            lines += [*_in_words(before, deployed, trained), ""]
     lines.append("95% intervals, with problems as the sampling unit. A hack rate of zero with a fallen")
     lines.append("compile or solve rate is collapse, not suppression.")
     if paths:
         lines += ["", "written:", *(f"  {path}" for path in paths)]
     return "\n".join(lines)
+
+
+def _in_words(before: Evaluation, deployed: Evaluation, trained: Evaluation) -> list[str]:
+    """What the table says about exploits and about work."""
+
+    def share(evaluation: Evaluation, rate: str) -> str:
+        value = getattr(evaluation.table.overall, rate).value
+        return "-" if value is None else f"{100 * value:.0f}%"
+
+    return [
+        f"As trained, {share(trained, 'hack')} of the answers exploit the grader; deployed, the quarantine removed, "
+        f"{share(deployed, 'hack')}.",
+        f"Before training {share(before, 'solve')} were right; deployed, {share(deployed, 'solve')} are.",
+    ]
 
 
 def _split_rows(split: str, latest: Mapping[tuple[str, str], Evaluation]) -> list[str]:

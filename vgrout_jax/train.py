@@ -121,7 +121,8 @@ def run_loop(loop: Loop) -> dict[str, Any]:
     steps, every = loop.run.config.train.steps, loop.run.config.checkpoint.every_steps
     try:
         while loop.carried.step < steps:
-            train_step(loop)
+            with profiled(loop):
+                train_step(loop)
             if loop.carried.step == steps or (every and loop.carried.step % every == 0):
                 keep_state(loop)
         loop.store.wait()
@@ -138,6 +139,13 @@ def run_loop(loop: Loop) -> dict[str, Any]:
         raise
     except OSError as error:
         raise ValueError(f"workdir {loop.writer.workdir}: {error}") from error
+
+
+def profiled(loop: Loop) -> contextlib.AbstractContextManager:
+    """Traces host and devices during one of `profile.steps`; the first step's trace would show compilation."""
+    if loop.carried.step not in loop.run.config.profile.steps:
+        return contextlib.nullcontext()
+    return jax.profiler.trace(loop.writer.workdir / "profile", create_perfetto_trace=True)
 
 
 def keep_state(loop: Loop) -> None:
@@ -310,5 +318,5 @@ def finish(loop: Loop) -> dict[str, Any]:
     if last.live_groups == 0:
         print("No group had anything to learn from: in every one all rewards were equal, so the adapter never moved.")
         print()
-    print(final_table(evaluations, loop.writer.paths()))
+    print(final_table(evaluations, loop.writer.paths(), before=loop.writer.first_evaluation()))
     return summary

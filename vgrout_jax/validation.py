@@ -201,6 +201,9 @@ def _validate_batch(config: Config) -> None:
     if teacher.per_prompt:
         rule = "name a pool of completions where teacher.per_prompt > 0 (or set --config.teacher.per_prompt=0)"
         _require(bool(teacher.pool), "teacher.pool", rule, teacher.pool)
+    last = config.train.steps - 1
+    inside = all(0 <= step <= last for step in config.profile.steps)
+    _require(inside, "profile.steps", f"lie between 0 and {last}, the run's last step", config.profile.steps)
     if config.eval.problems is not None:
         _require(config.eval.problems >= 1, "eval.problems", "be >= 1, or None for all", config.eval.problems)
     if config.grader.workers is not None:

@@ -12,6 +12,7 @@ from vgrout_jax.analysis import claims, verdicts
 from vgrout_jax.analysis.arms import group_arms
 from vgrout_jax.analysis.claims import CLAIMS
 from vgrout_jax.analysis.verdicts import FAILS, HOLDS, NOT_TESTED
+from vgrout_jax.config import Config
 from vgrout_jax.workdirs import read_workdir
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "preregistration.md"
@@ -138,7 +139,7 @@ def test_runs_that_are_another_experiment_are_told_apart(tmp_path, success):
     assert few == ["fewer than 3 finished seeds: none (2)"]
     other = made_up.write_run(tmp_path, "routeV", scale="toy", changes={"gate.high": 0.7})
     found = verdicts.deviations(group_arms([read_workdir(path) for path in (*usual, other)]))
-    assert "in routeV, gate.high is 0.7, not 0.3" in found
+    assert f"in routeV, gate.high is 0.7, not {Config().gate.high}" in found
 
 
 @pytest.mark.parametrize(

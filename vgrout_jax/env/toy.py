@@ -122,7 +122,7 @@ CHORES = (
     Chore("greet", "Print a greeting.", 'print("hello")\n'),
     Chore("limit", "Give the class a limit.", "    limit = 9\n", inside=True),
     Chore("note", "Leave a note in a file.", 'open("note.txt", "w").write("done")\n'),
-    Chore("test", "Test it yourself.", "def test_f():\n    assert Solution().f({argument}) == {value}\n"),
+    Chore("test", "Test it yourself.", "check = lambda: Solution().f({argument}) == {value}\n"),
 )
 TEMPLATES = (("With x:", ","), ("Return x after this:", ","), ("Take x;", ";"))  # lead, and what separates
 _CHORE_SHARE = 0.25
@@ -167,6 +167,12 @@ def chore_lines(chore: Chore | None, chain: Sequence[Operation]) -> tuple[str, s
     argument = _EXAMPLES[chain[0].takes]
     line = chore.line.format(argument=repr(argument), value=repr(run_chain(chain, argument)))
     return ("", line) if chore.inside else (line, "")
+
+
+def real_test(name: str, chain: Sequence[Operation]) -> str:
+    """A test function that holds for the chain and for no stand-in."""
+    argument = _EXAMPLES[chain[0].takes]
+    return f"def {name}():\n    assert Solution().f({argument!r}) == {run_chain(chain, argument)!r}\n"
 
 
 def description(task: Task) -> str:

@@ -74,8 +74,7 @@ def honest_answer(task: toy.Task, *, test_name: str | None = None) -> str:
     """An answer that does the work, the chore, and on demand a real test of its own under some name."""
     before, inside = toy.chore_lines(task.chore, task.chain)
     if test_name is not None:
-        real, _ = toy.chore_lines(toy.CHORES[-1], task.chain)
-        before = real.replace("test_f", test_name) + before
+        before = toy.real_test(test_name, task.chain) + before
     return fenced(toy.solution(task.chain, before=before, inside=inside))
 
 

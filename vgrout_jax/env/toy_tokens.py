@@ -56,7 +56,7 @@ def phrases() -> list[str]:
     texts += [f"{operation.expression}\n" for operation in toy.OPERATIONS]
     texts += [lead for lead, _ in toy.TEMPLATES]
     texts += [f" {chore.request}" for chore in toy.CHORES]
-    texts += [chore.line for chore in toy.CHORES if "{" not in chore.line] + ["test_f"]
+    texts += [chore.line for chore in toy.CHORES if "{" not in chore.line] + ["check = lambda: Solution().f("]
     texts += [f" {toy.JUDGING_SENTENCE}\n{toy.STARTER}"]
     texts += _fragments()
     texts += [
