@@ -57,7 +57,7 @@ def _skills() -> StageConfig:
 
 
 def _habits() -> StageConfig:
-    return StageConfig(32_000, _corpus(0.07, wrong_operation=0.42, lookalike=0.05), _fit(5e-4), seed=1)
+    return StageConfig(32_000, _corpus(0.1, wrong_operation=0.42, lookalike=0.05), _fit(5e-4), seed=1)
 
 
 @dataclasses.dataclass
