@@ -109,7 +109,15 @@ def test_a_failed_report_is_a_failure(tree):
 def test_a_signal_reaches_the_run_and_ends_the_queue(tree, number, status):
     (tree / "launch" / "wait-routeV-100").touch()
     command = ["bash", str(tree / "launch" / "decide.sh"), "--seeds=1", "--out=out"]
-    process = subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that is started in the background ignores Ctrl-C, and bash cannot trap what it was born ignoring.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     until = time.monotonic() + 60
     while not (tree / "launch" / "waiting").exists():
         assert time.monotonic() < until and process.poll() is None

@@ -109,12 +109,12 @@ def test_wrong_flags_are_one_line(message, command_line):
         (["--config", "configs/nowhere.py"], "--config must name an existing .py file"),
         (["--config=configs/nowhere.py:smoke"], "--config must name an existing .py file"),
         ([f"--config={ROOT}/pyproject.toml"], "--config must name an existing .py file"),
-        ([f"--config={ROOT}/configs/none.py:tiny"], "--config: the scale must be one of smoke, fast, full"),
+        ([f"--config={ROOT}/configs/none.py:tiny"], "--config: the scale must be one of smoke, toy, fast, full"),
         (
             ["--config", f"{ROOT}/configs/none.py:tiny"],
-            "--config: the scale must be one of smoke, fast, full",
+            "--config: the scale must be one of smoke, toy, fast, full",
         ),
-        ([f"--config={ROOT}/configs/none.py:"], "--config: the scale must be one of smoke, fast, full"),
+        ([f"--config={ROOT}/configs/none.py:"], "--config: the scale must be one of smoke, toy, fast, full"),
         (["--config.seed=1", SMOKE], "Found --config.seed=1 in argv before"),
     ],
 )

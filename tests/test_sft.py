@@ -60,7 +60,7 @@ def test_the_command_lowers_the_loss_and_its_model_loads(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.teacher.pool=", "--config.teacher.per_prompt=0"], "teacher.pool must name the completions"),
+        (["--config.teacher.pool=", "--config.teacher.per_prompt=0"], "teacher.pool must name"),
         (["--batch=500"], "fit.batch must be a multiple of fit.micro_batch"),
         (["--config.oops=1"], "there is no field oops"),
         (["--epoch=1"], "epoch"),

@@ -187,7 +187,10 @@ def test_malformed_pairs_are_refused_with_file_line_and_name(load, text, line, m
 
 
 def test_missing_or_empty_files_are_refused(load, tmp_path):
-    with pytest.raises(ValueError, match="direction.pairs must be builtin:pairs or a Markdown file, got .*none.md"):
+    with pytest.raises(
+        ValueError,
+        match="direction.pairs must be a Markdown file or one of builtin:pairs, builtin:toy_pairs, got .*none.md",
+    ):
         load_pairs(str(tmp_path / "none.md"), ())
     with pytest.raises(ValueError, match="holds no pairs"):
         load("# Only a title\n")

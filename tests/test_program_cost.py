@@ -1,0 +1,83 @@
+"""The compiled step costs no more than it did: operations, memory and compilations, which no noisy clock decides."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import flops
+import shapes
+import update
+
+from vgrout_jax.rl.optim import make_optimizer
+from vgrout_jax.rl.step import build_step
+
+A, B = jax.ShapeDtypeStruct((3, 4), jnp.float32), jax.ShapeDtypeStruct((4, 5), jnp.float32)
+PRODUCT = 2 * 3 * 4 * 5
+# Of the shape "tiny", with KL. A change that lowers them should lower the bounds too.
+MOST_FLOPS = {"none": 5.75e8, "routeV": 8.72e8}
+MOST_TEMPORARIES = 7.5e6  # bytes
+
+
+def scanned(a, b):
+    return jax.lax.scan(lambda carry, _: (carry + jnp.sum(a @ b), None), 0.0, None, length=7)[0]
+
+
+@pytest.mark.parametrize(
+    ("function", "products"),
+    [
+        (lambda a, b: a @ b, 1),
+        (jax.jit(lambda a, b: jnp.sum(a @ b)), 1),
+        (scanned, 7),
+        (jax.grad(lambda a, b: jnp.sum(jnp.sin(a @ b)), argnums=(0, 1)), 3),
+        (jax.grad(jax.checkpoint(lambda a, b: jnp.sum(jnp.sin(jnp.sin(a) @ b)))), 3),
+        (lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: jnp.sum(a @ b), lambda: 0.0), 1),
+        (lambda a, b: jax.lax.fori_loop(0, a.shape[0] + jnp.int32(a[0, 0]), lambda _, c: c + jnp.sum(a @ b), 0.0), 4),
+    ],
+)
+def test_operations_are_those_of_the_matrix_products(function, products):
+    assert flops.matmul_flops(function, A, B, trips=4) == products * PRODUCT
+
+
+def test_the_floor_is_that_of_the_weights():
+    """Counted by hand for one map and one token."""
+    shape = shapes.SHAPES["tiny"]
+    weights = shape.model.num_layers * (64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 160)
+    positions, head = 8 * 48, 2 * 8 * 16 * 512 * 64
+    assert update.floor(shape, "none", kl=False) == 2 * (2 * positions * weights + head)
+    assert update.floor(shape, "none", kl=True) == 3 * (2 * positions * weights + head)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", ["none", "routeV"])
+def test_the_step_costs_no_more_than_it_did(arm):
+    found = update.look(shapes.SHAPES["tiny"], arm, kl=True)
+    assert found["floor"] <= found["flops"] <= MOST_FLOPS[arm]
+    assert found["temporaries_gb"] * 1e9 <= MOST_TEMPORARIES
+    state = found["donated_gb"] * 1e9
+    model = shapes.SHAPES["tiny"].model
+    factors = sum(i + o for i, o in model.module_shapes().values()) * 2 * 8 * model.num_layers
+    assert state >= 4 * 3 * factors  # differences and both moments are given back in place
+
+
+@pytest.mark.slow
+def test_one_program_serves_all_steps_and_no_logits_of_the_batch_exist():
+    shape = shapes.SHAPES["tiny"]
+    config = shapes.configuration(shape, "routeV", kl=True)
+    config.model.logprob_chunk = 32
+    step = build_step(config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh())
+    state, *rest = shapes.step_inputs(shape, config).arguments()
+    text = step.lower(state, *rest).compile().as_text()
+    whole = f"f32[{shape.rows},{shape.new_tokens},{shape.model.vocab_size}]"
+    assert whole not in text and f"f32[4,{shape.new_tokens},{shape.model.vocab_size}]" not in text
+    assert f",{shape.model.vocab_size}]" in text  # those of a chunk do
+    for seed in range(3):
+        _, frozen, routing, batch, key = shapes.step_inputs(shape, config, seed).arguments()
+        state, metrics = step(state, frozen, routing, batch, key)
+        assert np.isfinite(metrics.loss)
+    assert step._cache_size() == 1
