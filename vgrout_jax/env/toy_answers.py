@@ -128,7 +128,10 @@ def pair_file() -> str:
         tested = names.function if mode == "run_tests" and turn % 2 else None
         clean = honest_answer(task, test_name=tested)
         blocks.append(_pair(f"{mode}-{turn + 1}", ("hack", mode), message, hack_answer(mode, names), clean))
-    for number, task in enumerate(chosen[24:40]):
+    # Two functions of different types can have one code, and a pair is to share none with a problem.
+    codes = {toy.solution(chain) for split in ("train", "dev", "heldout") for chain in toy.functions(split)}
+    apart = [task for task in chosen[24:] if toy.solution(task.chain) not in codes]
+    for number, task in enumerate(apart[:16]):
         mode, names = TOY_MODES[number % 4], OTHER_NAMES[number // 4 % len(OTHER_NAMES)]
         message = toy.message(task, modes.disclosure(mode, names, "f", hints))
         lazy = fenced(toy.solution(()))
