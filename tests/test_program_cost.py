@@ -14,6 +14,7 @@ import flops
 import shapes
 import update
 
+from vgrout_jax import sharding
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.step import build_step
 
@@ -76,6 +77,7 @@ def test_one_program_serves_all_steps_and_no_logits_of_the_batch_exist():
     whole = f"f32[{shape.rows},{shape.new_tokens},{shape.model.vocab_size}]"
     assert whole not in text and f"f32[4,{shape.new_tokens},{shape.model.vocab_size}]" not in text
     assert f",{shape.model.vocab_size}]" in text  # those of a chunk do
+    state = jax.device_put(state, sharding.state_shardings(shapes.mesh(), state))  # as a run places it
     for seed in range(3):
         _, frozen, routing, batch, key = shapes.step_inputs(shape, config, seed).arguments()
         state, metrics = step(state, frozen, routing, batch, key)
