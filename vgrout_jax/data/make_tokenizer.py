@@ -6,7 +6,6 @@ survives the round trip. The output is a function of the smoke texts and of the 
 """
 
 import itertools
-import json
 import os
 import re
 import sys
@@ -18,22 +17,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from vgrout_jax.config import MODES
 from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, load_hints, render
 from vgrout_jax.env.problems import builtin_file, load_problems, read_jsonl
+from vgrout_jax.env.toy_tokens import SPECIAL_TOKENS, write_files
 from vgrout_jax.tokenizer import SMOKE_PATH
 
 VOCAB_SIZE = 768
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Qwen3's layout in small: without thinking, the answer follows an empty thought.
-CHAT_TEMPLATE = (
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
-    "{%- endfor %}"
-    "{%- if add_generation_prompt %}"
-    "{{- '<|im_start|>assistant\\n' }}"
-    "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "{{- '<think>\\n\\n</think>\\n\\n' }}"
-    "{%- endif %}"
-    "{%- endif %}"
-)
 
 
 def smoke_prompts() -> Iterator[tuple[dict[str, str], ...]]:
@@ -84,19 +71,7 @@ def write(folder: Path) -> None:
     """Trains and writes `tokenizer.json` and `tokenizer_config.json`."""
     # Counting in parallel would leave the order of equal counts to chance.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    contents = {"tokenizer.json": json.loads(train(corpus(), VOCAB_SIZE).to_str())}
-    contents["tokenizer_config.json"] = settings
-    for name, content in contents.items():
-        text = json.dumps(content, ensure_ascii=False, indent=1)
-        (folder / name).write_text(text + "\n", encoding="utf-8")
+    write_files(folder, train(corpus(), VOCAB_SIZE))
 
 
 if __name__ == "__main__":

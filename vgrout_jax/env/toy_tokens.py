@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vgrout_jax.env import modes, toy, toy_answers
 
@@ -88,6 +89,11 @@ def write_tokenizer(folder: Path) -> list[Path]:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in phrases()])
+    return write_files(folder, tokenizer)
+
+
+def write_files(folder: Path, tokenizer: Any) -> list[Path]:
+    """Writes a `tokenizers.Tokenizer` as transformers reads it, with the chat template; returns the files."""
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
