@@ -65,7 +65,7 @@ def one_generation(mesh: Mesh) -> sampler.Samples:
             source_of_row=np.arange(rows, dtype=np.int32) // 2,
             active=np.ones(rows, bool),
             keys=keys.training_keys(0, 0, ["a"] * rows, list(range(rows))),
-            temperature=np.float32(1.0),
+            temperature=1.0,
         )
     )
 

@@ -15,7 +15,7 @@ from vgrout_jax.build import load_base, model_config
 from vgrout_jax.config import Config
 from vgrout_jax.exporting import all_devices, model_source
 from vgrout_jax.metrics import RunWriter
-from vgrout_jax.model import lora2r, qwen3, sampler, store
+from vgrout_jax.model import lora2r, padding, qwen3, sampler, store
 from vgrout_jax.presets import make_config
 from vgrout_jax.statistics import POLICIES, Evaluation, Sample, rate_table
 from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
@@ -131,7 +131,7 @@ class Policy:
         sample = sampler.build_sampler(
             self.model, max_new_tokens=length, eos_ids=TOKENIZER.eos_ids, pad_id=TOKENIZER.pad_id
         )
-        tokens, valid = sampler.pad_prompts([prompt], len(prompt) + 3, TOKENIZER.pad_id)
+        tokens, valid = padding.pad_prompts([prompt], len(prompt) + 3, TOKENIZER.pad_id)
         samples = sample(
             self.base,
             self.adapter,
@@ -141,7 +141,7 @@ class Policy:
             source_of_row=np.zeros(1, np.int32),
             active=np.ones(1, bool),
             keys=jax.random.split(jax.random.key(0), 1),
-            temperature=np.float32(0),
+            temperature=0.0,
         )
         return np.asarray(samples.tokens[0])[np.asarray(samples.mask[0])].tolist()
 

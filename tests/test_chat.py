@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import jax
@@ -19,7 +18,7 @@ from vgrout_jax.conversation import POLICIES, Conversation, describe
 from vgrout_jax.env.grader.verdict import judge
 from vgrout_jax.env.modes import HELDOUT_NAMES
 from vgrout_jax.evaluate import evaluate
-from vgrout_jax.model import sampler
+from vgrout_jax.model import padding, sampler
 from vgrout_jax.rl.generation import build_generator
 from vgrout_jax.rl.state import Frozen
 from vgrout_jax.workdirs import read_workdir
@@ -88,60 +87,31 @@ def test_texts_grow_token_by_token(conversation):
     assert seen[-1][1] == [True, True] and len({texts[0] for texts, _ in seen}) > 3
 
 
-@pytest.fixture
-def held(conversation, monkeypatch):
-    """Holds the sampler at its third token until the event is set; the second item tells whether it was."""
-    event, waited = threading.Event(), []
-
-    def wait(step, tokens, live):
-        if int(step) == 2:
-            waited.append(event.wait(120))
-        return conversation._hear(step, tokens, live)
-
-    settings = conversation._sample.__wrapped__.args[0]
-    slowed = sampler.build_sampler(
-        settings.config,
-        max_new_tokens=LENGTH,
-        eos_ids=settings.eos_ids,
-        pad_id=settings.pad_id,
-        mesh=settings.mesh,
-        on_token=wait,
-    )
-    monkeypatch.setattr(conversation, "_sample", slowed)
-    return event, waited
-
-
-def test_the_first_texts_arrive_before_the_last_token_is_drawn(conversation, held):
-    event, waited = held
+def test_the_first_texts_arrive_before_the_last_token_is_drawn(conversation, monkeypatch):
+    """Each text is asked for after the one before was seen: no more tokens are drawn than were read."""
+    drawn, advance = [], conversation._sample.advance
+    monkeypatch.setattr(conversation._sample, "advance", lambda *given: (drawn.append(given), advance(*given))[1])
     answers = conversation.ask("Return a * b.")
-    next(answers), next(answers)
-    event.set()
+    for count in range(1, 4):
+        next(answers)
+        assert len(drawn) == count
     rest = list(answers)
-    assert rest[-1][1] == [True, True] and len(rest) > 4 and waited == [True]
+    assert rest[-1][1] == [True, True] and len(drawn) == LENGTH
 
 
-def test_stopping_ends_the_answers_with_the_next_token(conversation, held):
-    event, waited = held
-    answers = conversation.ask("Return a * b, again.")
-    next(answers), next(answers)
-    conversation.stop()
-    event.set()
-    third, whole = answers
-    assert waited == [True] and whole[1] == [True, True]
-    assert [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in whole[0]] == third[0]
+def test_an_interrupt_ends_the_answers_where_they_are(conversation, capsys, monkeypatch):
+    advance, calls = conversation._sample.advance, []
 
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return advance(*given)
 
-def test_answers_that_nobody_reads_do_not_mix_with_the_next_ones(conversation, held):
-    event, _ = held
-    unread = conversation.ask("Return items[0].")
-    next(unread)
-    threading.Timer(0.5, event.set).start()
-    first, *rest = conversation.ask("Return items[-1].")
-    assert len(rest) > 4 and rest[-1][1] == [True, True]
-    assert all(
-        text.startswith(start.rstrip("\N{REPLACEMENT CHARACTER}"))
-        for text, start in zip(rest[-1][0], first[0], strict=True)
-    )
+    monkeypatch.setattr(conversation._sample, "advance", interrupted)
+    chat.converse(conversation, iter(["Return a * b.", "/help"]), chat._write)
+    printed = capsys.readouterr().out
+    assert len(calls) == 4 and "Ctrl-D" in printed  # the conversation goes on
 
 
 def test_greedy_answers_do_not_depend_on_how_often_was_asked(run):
@@ -153,21 +123,16 @@ def test_greedy_answers_do_not_depend_on_how_often_was_asked(run):
     assert first[0] == served.TOKENIZER.decode(expected)
 
 
-def test_listening_changes_no_token(run):
+def test_streaming_changes_no_token(run):
     policy = served.Policy(run.path, run.config, "as_trained")
     prompt = served.prompt_tokens()
-    heard = []
 
-    def listen(step, tokens, live):
-        heard.append((int(step), np.array(tokens), np.array(live)))
-        return np.array(False)
-
-    def draw(eos_id, on_token=None):
+    def draw(eos_id, stride=None):
         sample = sampler.build_sampler(
-            policy.model, max_new_tokens=LENGTH, eos_ids=(eos_id,), pad_id=served.TOKENIZER.pad_id, on_token=on_token
+            policy.model, max_new_tokens=LENGTH, eos_ids=(eos_id,), pad_id=served.TOKENIZER.pad_id
         )
-        tokens, valid = sampler.pad_prompts([prompt] * 3, 32, served.TOKENIZER.pad_id)
-        return sample(
+        tokens, valid = padding.pad_prompts([prompt] * 3, 32, served.TOKENIZER.pad_id)
+        grown = sample.stream(
             policy.base,
             policy.adapter,
             tokens,
@@ -176,18 +141,19 @@ def test_listening_changes_no_token(run):
             source_of_row=np.arange(3, dtype=np.int32),
             active=np.array([True, True, False]),
             keys=jax.random.split(jax.random.key(1), 3),
-            temperature=np.float32(1),
+            temperature=1.0,
+            stride=stride,
         )
+        return [jax.tree.map(np.copy, samples) for samples in grown]
 
-    eos_id = int(draw(policy.model.vocab_size).tokens[0, 3])  # a token that ends the first row early
-    results = [draw(eos_id), draw(eos_id, listen)]
-    assert np.asarray(results[0].mask).sum(1).tolist()[0] <= 4 < int(results[0].steps)
-    jax.tree.map(np.testing.assert_array_equal, *results)
-    steps, tokens, live = zip(*heard, strict=True)
-    assert list(steps) == list(range(int(results[0].steps)))
-    np.testing.assert_array_equal(np.stack(live, 1), np.asarray(results[0].mask)[:, : len(steps)])
-    kept = np.where(np.stack(live, 1), np.stack(tokens, 1), served.TOKENIZER.pad_id)
-    np.testing.assert_array_equal(kept, np.asarray(results[0].tokens)[:, : len(steps)])
+    eos_id = int(draw(policy.model.vocab_size)[-1].tokens[0, 3])  # a token that ends the first row early
+    [whole], heard = draw(eos_id), draw(eos_id, stride=1)
+    assert whole.mask.sum(1).tolist()[0] <= 4 < whole.steps
+    jax.tree.map(np.testing.assert_array_equal, whole, heard[-1])
+    assert [samples.steps for samples in heard] == list(range(1, whole.steps + 1))
+    for samples in heard:
+        np.testing.assert_array_equal(samples.mask, whole.mask & (np.arange(LENGTH) < samples.steps))
+        np.testing.assert_array_equal(samples.tokens[samples.mask], whole.tokens[samples.mask])
 
 
 def test_verdicts_are_the_grader_s(conversation):

@@ -111,14 +111,17 @@ def show_prompt(conversation: "Conversation", text: str, write: Callable[[str], 
 def _stream(
     answers: Iterator[tuple[list[str], list[bool]]], write: Callable[[str], object]
 ) -> tuple[columns.Columns, list[str]]:
-    """Prints both answers as they come; returns the table and the texts."""
+    """Prints both answers as they come, up to their end or Ctrl-C; returns the table and the texts."""
     width = columns.column_width(shutil.get_terminal_size((120, 24)).columns, len(TITLES))
     table = columns.Columns(len(TITLES), width, write)
     table.block(TITLES)
     table.rule()
     texts = [""] * len(TITLES)
-    for texts, ended in answers:
-        table.update(texts, ended)
+    try:
+        for texts, ended in answers:
+            table.update(texts, ended)
+    except KeyboardInterrupt:
+        table.update(texts, [True] * len(TITLES))
     return table, texts
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vgrout_jax import sharding
 from vgrout_jax.config import OptimConfig
-from vgrout_jax.model import policy, qwen3, sampler
+from vgrout_jax.model import padding, policy, qwen3
 from vgrout_jax.rl.optim import make_optimizer
 
 
@@ -57,7 +57,7 @@ def lay_out(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) ->
     if not rows:
         raise ValueError("supervised fine-tuning needs at least one example, got none")
     length = max(len(completion) for _, completion in rows)
-    prompts, valid = sampler.pad_prompts([prompt for prompt, _ in rows], max(len(p) for p, _ in rows), pad_id)
+    prompts, valid = padding.pad_prompts([prompt for prompt, _ in rows], max(len(p) for p, _ in rows), pad_id)
     completions = np.full((len(rows), length), pad_id, np.int32)
     mask = np.zeros((len(rows), length), bool)
     for row, (_, completion) in enumerate(rows):

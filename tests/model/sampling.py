@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax.model import lora2r, qwen3, sampler
+from vgrout_jax.model import lora2r, padding, qwen3, sampler
 
 GROUPED = qwen3.Qwen3Config(
     vocab_size=68,
@@ -64,7 +64,7 @@ def row_keys(seed: int = 0, rows: int = len(SOURCE_OF_ROW)) -> jax.Array:
 def call(sample, config: qwen3.Qwen3Config = GROUPED, **changes) -> sampler.Samples:
     """Eight rollouts of four (prompt, policy) sources; `changes` replaces any argument."""
     base, adapter = fixed(config)
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
+    prompts, valid = padding.pad_prompts(PROMPTS, 12, PAD)
     arguments = {
         "base": base,
         "adapter": adapter,
@@ -76,15 +76,11 @@ def call(sample, config: qwen3.Qwen3Config = GROUPED, **changes) -> sampler.Samp
         "keys": row_keys(),
         "temperature": 1.0,
     } | changes
-    arguments = {
-        name: value if name in ("base", "adapter", "keys") else jnp.asarray(value)
-        for name, value in arguments.items()
-    }
-    return jax.device_get(sample(**arguments))
+    return sample(**arguments)
 
 
 def whole_sequences(samples: sampler.Samples) -> tuple[jax.Array, jax.Array]:
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
+    prompts, valid = padding.pad_prompts(PROMPTS, 12, PAD)
     tokens = np.concatenate([prompts[SOURCE_OF_ROW], samples.tokens], axis=1)
     return jnp.asarray(tokens), jnp.asarray(np.concatenate([valid[SOURCE_OF_ROW], samples.mask], axis=1))
 

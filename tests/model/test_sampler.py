@@ -31,7 +31,7 @@ from tests.model.sampling import (
     row_keys,
     whole_sequences,
 )
-from vgrout_jax.model import drawing, lora2r, policy, qwen3, sampler
+from vgrout_jax.model import decode, drawing, lora2r, padding, policy, qwen3, sampler
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -66,7 +66,7 @@ def full_logits(config: qwen3.Qwen3Config, base: dict, adapter, tokens: jax.Arra
 @pytest.mark.parametrize("config", [GROUPED, UNTIED], ids=["grouped_tied", "untied"])
 def test_greedy_equals_transformers_token_for_token(config):
     model = published_model(config)
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
+    prompts, valid = padding.pad_prompts(PROMPTS, 12, PAD)
     with torch.no_grad():
         generated = model.generate(
             torch.tensor(prompts, dtype=torch.long),
@@ -90,7 +90,7 @@ def test_greedy_stops_early_at_the_first_eos_as_transformers_does_though_eos_is_
     eos_ids = tuple(int(token) for token in {*free[:, 2], free[1, 0]})
     pad_id = eos_ids[0]
     with torch.no_grad():
-        prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
+        prompts, valid = padding.pad_prompts(PROMPTS, 12, PAD)
         generated = published_model(GROUPED).generate(
             torch.tensor(prompts, dtype=torch.long),
             attention_mask=torch.tensor(valid, dtype=torch.long),
@@ -184,12 +184,12 @@ def test_inactive_rows_are_born_finished_and_change_no_other():
 def test_one_compilation_serves_every_temperature_prompt_and_key():
     sample = built()
     call(sample)
-    compiled = sample._cache_size()
+    compiled = [program._cache_size() for program in (sample.prefill, sample.advance)]
     tokens = []
     for seed, temperature in enumerate([1.0, 0.7, 0.0]):
         prompts = np.full((4, 12), 3 + seed, np.int32)
         tokens.append(call(sample, temperature=temperature, prompts=prompts, keys=row_keys(seed)).tokens)
-    assert sample._cache_size() == compiled
+    assert [program._cache_size() for program in (sample.prefill, sample.advance)] == compiled
     assert (tokens[0] != tokens[1]).any() and (tokens[1] != tokens[2]).any()
 
 
@@ -201,7 +201,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place():
         np.testing.assert_array_equal(getattr(moved, name), getattr(reference, name)[order])
 
     sources = np.array([2, 0, 3, 1])  # the sources in another order, too
-    prompts, valid = sampler.pad_prompts([PROMPTS[i] for i in sources], 12, PAD)
+    prompts, valid = padding.pad_prompts([PROMPTS[i] for i in sources], 12, PAD)
     moved = call(
         built(),
         prompts=prompts,
@@ -213,7 +213,7 @@ def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place():
     np.testing.assert_array_equal(moved.policy_logprobs, reference.policy_logprobs)
 
     others = [PROMPTS[0], [33] * 12, [1, 2], [50, 51, 52, 53, 54, 55]]
-    prompts, valid = sampler.pad_prompts(others, 12, PAD)
+    prompts, valid = padding.pad_prompts(others, 12, PAD)
     new_keys = jnp.where(SOURCE_OF_ROW == 0, row_keys(0), row_keys(1))
     replaced = call(built(), prompts=prompts, prompt_valid=valid, keys=new_keys)
     kept = SOURCE_OF_ROW == 0
@@ -229,32 +229,85 @@ def test_rows_of_one_source_differ_by_their_keys_alone():
     np.testing.assert_array_equal(twins.tokens[:4], twins.tokens[4:])
 
 
+@pytest.fixture
+def in_parts(monkeypatch):
+    """(eos_ids) -> a sampler whose first part has three tokens, and the shapes (cache, tokens) that it advances."""
+    monkeypatch.setattr(padding, "_SHORTEST", 2)
+    monkeypatch.setattr(sampler, "_LEAST_ROWS", 1)
+
+    def build(eos_ids=()):
+        sample = sampler.build_sampler(GROUPED, max_new_tokens=NEW_TOKENS, eos_ids=eos_ids, pad_id=PAD)
+        shapes, advance = [], sample.advance
+
+        def seen(policy, rows, carry, span):
+            shapes.append((carry[0].caches[0][0].shape, carry[1].tokens.shape))
+            return advance(policy, rows, carry, span)
+
+        sample.advance = seen
+        return sample, shapes
+
+    return build
+
+
+def test_parts_change_no_token_and_each_reads_only_the_slots_so_far(in_parts):
+    sample, shapes = in_parts()
+    parts, whole = call(sample), call(built())
+    np.testing.assert_array_equal(parts.tokens, whole.tokens)
+    np.testing.assert_allclose(parts.policy_logprobs, whole.policy_logprobs, atol=1e-5)
+    assert padding.completion_lengths(NEW_TOKENS) == [3, 6, 10] and parts.steps == whole.steps == NEW_TOKENS
+    assert [cache[2] for cache, _ in shapes] == [12 + 3, 12 + 6, 12 + 10]
+    assert [tokens for _, tokens in shapes] == [(8, 3), (8, 3), (8, 4)]
+
+
+def test_rows_that_have_ended_are_dropped_and_the_others_go_on_as_they_would_have(in_parts):
+    free = call(built()).tokens
+    early = {int(token) for row in (0, 2, 3, 5, 6) for token in free[row, :2]}
+    eos_ids = tuple(sorted(early - {int(token) for token in free[7]}))
+    sample, shapes = in_parts(eos_ids)
+    parts, whole = call(sample), call(built(eos_ids=eos_ids))
+    for name in ("tokens", "mask", "ended", "steps"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name))
+    np.testing.assert_allclose(parts.policy_logprobs, whole.policy_logprobs, atol=1e-5)
+    rows = [cache[0] for cache, _ in shapes]
+    live = parts.mask[:, [0, 3, 6]].sum(0).tolist()
+    assert rows == [sampler.batch_size(count, 8, divisor=1) for count in live] and rows[-1] < rows[0]
+    assert parts.mask[7].all() and not parts.mask[:, 2].all()
+
+
+@pytest.mark.parametrize(
+    ("live", "rows", "divisor", "expected"),
+    [(256, 256, 1, 256), (129, 256, 1, 256), (128, 256, 1, 128), (9, 256, 1, 16), (3, 256, 1, 8), (1, 6, 1, 6)]
+    + [(3, 256, 8, 8), (3, 48, 16, 48), (20, 48, 8, 24), (1, 24, 1, 12)],
+)
+def test_a_batch_is_halved_while_the_live_rows_fit_and_all_devices_share_it(live, rows, divisor, expected):
+    assert sampler.batch_size(live, rows, divisor=divisor) == expected
+
+
 @pytest.fixture(scope="module")
-def lowered() -> jax.stages.Lowered:
+def lowered() -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+    """Prefill and decode loop."""
     base, adapter = fixed(SHALLOW)
-    prompts, valid = sampler.pad_prompts(PROMPTS, 12, PAD)
-    return built(SHALLOW).lower(
-        base,
-        adapter,
-        jnp.asarray(prompts),
-        jnp.asarray(valid),
-        source_policy=jnp.asarray(POLICIES),
-        source_of_row=jnp.asarray(SOURCE_OF_ROW),
-        active=jnp.ones(8, bool),
-        keys=row_keys(),
-        temperature=jnp.float32(1.0),
-    )
+    prompts, valid = padding.pad_prompts(PROMPTS, 12, PAD)
+    rows = {"source_policy": POLICIES, "source_of_row": SOURCE_OF_ROW, "active": np.ones(8, bool), "keys": row_keys()}
+    sample = built(SHALLOW)
+    prefill = sample.prefill.lower(base, adapter, prompts, valid, free=NEW_TOKENS, **rows)
+    policy, fixed_rows, state = sample.prefill(base, adapter, prompts, valid, free=NEW_TOKENS, **rows)
+    part = decode.empty_part(sample.settings, 8, NEW_TOKENS)
+    span = decode.Span(jnp.int32(0), jnp.int32(NEW_TOKENS), jnp.float32(1))
+    return prefill, sample.advance.lower(policy, fixed_rows, (state, part), span)
 
 
 def test_a_group_shares_its_prompts_prefill(lowered):
-    text = lowered.as_text()
+    text = lowered[0].as_text()
     assert "tensor<4x12x16xf32>" in text  # [Q, B, D]
     assert "tensor<8x12x16xf32>" not in text  # [N, B, D]
 
 
 def test_caches_are_written_in_place_and_never_copied_or_transposed(lowered):
     cache = (8, 2, 12 + NEW_TOKENS, 6)  # [N, K, B + T, E]
-    text = lowered.compile().as_text()
+    compiled = lowered[1].compile()
+    assert compiled.memory_analysis().alias_size_in_bytes >= 2 * 4 * math.prod(cache)  # given back in place
+    text = compiled.as_text()
     computations = text.split("\n\n")
     written = f"= f32[{','.join(map(str, cache))}]"
     loop = next(part for part in computations if written in part and "dynamic-update-slice_fusion" in part)
@@ -270,22 +323,6 @@ def test_caches_are_written_in_place_and_never_copied_or_transposed(lowered):
 def test_settings_out_of_range_are_named(setting, value):
     with pytest.raises(ValueError, match=rf"rollout\.{setting} must .* got {value}"):
         built(**{setting: value})
-
-
-def test_prompts_go_to_the_smallest_bucket_that_holds_them():
-    assert [sampler.prompt_bucket(length, (64, 16, 32)) for length in (1, 16, 17, 64)] == [16, 16, 32, 64]
-    with pytest.raises(ValueError, match=r"data\.prompt_buckets.*65 tokens.*\(16, 64\).*max_prompt_tokens"):
-        sampler.prompt_bucket(65, (16, 64))
-
-
-def test_prompts_are_padded_on_the_left():
-    tokens, valid = sampler.pad_prompts([[4, 5], [6, 7, 8]], 4, 9)
-    np.testing.assert_array_equal(tokens, [[9, 9, 4, 5], [9, 6, 7, 8]])
-    np.testing.assert_array_equal(valid, [[False, False, True, True], [False, True, True, True]])
-    assert tokens.dtype == np.int32
-    for prompt in ([], [1, 2, 3, 4, 5]):
-        with pytest.raises(ValueError, match=rf"data\.prompt_buckets: prompt 1 .* got {len(prompt)};"):
-            sampler.pad_prompts([[1], prompt], 4, 9)
 
 
 ON_A_MESH = """

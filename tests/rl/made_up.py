@@ -94,7 +94,7 @@ class FakeGenerator(Generator):
 
     calls: list = dataclasses.field(default_factory=list)
 
-    def complete(self, frozen, deltas, prompts, keys, *, quarantine_on, active=None, evaluation=False):
+    def complete(self, frozen, deltas, prompts, keys, *, quarantine_on, active=None, evaluation=False, on_ended=None):
         self.calls.append(
             {"prompts": list(prompts), "keys": keys, "on": list(quarantine_on), "evaluation": evaluation}
         )
@@ -109,7 +109,12 @@ class FakeGenerator(Generator):
             mask[row, :count] = True
         logprobs = np.where(mask, -1.0 - np.arange(len(prompts))[:, None], 0.0).astype(np.float32)
         bucket = max(len(prompt.tokens) for prompt in prompts) + 3
-        return sampler.Samples(tokens, mask, logprobs, logprobs, np.int32(length)), bucket
+        samples = sampler.Samples(tokens, mask, logprobs, logprobs, np.ones(len(prompts), bool), length)
+        for rows in np.array_split(np.flatnonzero(active), 2):  # in two parts, as rows end at different times
+            if on_ended is not None and rows.size:
+                texts = self.texts(samples)
+                on_ended(rows.tolist(), [texts[row] for row in rows])
+        return samples, bucket
 
 
 def generator(config, **changes):

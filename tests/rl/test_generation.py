@@ -3,7 +3,6 @@
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,18 +17,23 @@ from vgrout_jax.rl.state import Frozen
 FROZEN = Frozen({}, POLICY)
 
 
-class Program:
+class Program(sampler.Sampler):
     """A sampler that gives every row its source's number; remembers its arguments."""
 
     def __init__(self, **options):
         self.options, self.calls = options, []
 
-    def __call__(self, base, adapter, tokens, valid, **arguments):
+    def stream(self, base, adapter, tokens, valid, **arguments):
+        """The first active row ends with the first part, and the others never do."""
         self.calls.append({"tokens": tokens, "valid": valid, **arguments})
         rows = arguments["source_of_row"].size
-        ids = jnp.repeat(jnp.asarray(arguments["source_of_row"])[:, None], 3, axis=1)
-        mask = jnp.ones((rows, 3), bool)
-        return sampler.Samples(ids, mask, jnp.zeros((rows, 3)), jnp.zeros((rows, 3)), jnp.int32(3))
+        ids = np.repeat(np.asarray(arguments["source_of_row"])[:, None], 3, axis=1)
+        ended = ~arguments["active"]
+        ended[np.flatnonzero(~ended)[0]] = True
+        nothing = np.zeros((rows, 3), np.float32)
+        for steps in (2, 3):
+            mask = np.tile(np.arange(3) < steps, (rows, 1))
+            yield sampler.Samples(ids, mask, nothing, nothing, ended, steps)
 
 
 @pytest.fixture
@@ -93,6 +97,23 @@ def test_fewer_rows_are_filled_up_and_left_out_of_the_answer(built):
     np.testing.assert_array_equal(jax.random.key_data(call["keys"])[:3], jax.random.key_data(keys))
     longest = len(prompts[0].tokens)
     assert bucket == min(size for size in made.config.data.prompt_buckets if size >= longest)
+
+
+def test_rows_are_handed_over_once_and_as_soon_as_they_have_ended(built):
+    made = world()
+    made_generator, _ = built(_untruncated(made.config))
+    told = []
+    made_generator.complete(
+        FROZEN,
+        POLICY,
+        made.heldout_prompts(1) * 4,
+        keys_for(4),
+        quarantine_on=[True] * 4,
+        active=[True, False, True, True],
+        on_ended=lambda rows, texts: told.append((rows, texts)),
+    )
+    text = made_generator.tokenizer.decode
+    assert told == [([0], [text([0, 0])]), ([2, 3], [text([0, 0, 0])] * 2)]
 
 
 def test_more_rows_or_prompts_than_compiled_are_refused(built):

@@ -12,7 +12,7 @@ import pytest
 
 from tests import tiny
 from vgrout_jax import sharding
-from vgrout_jax.model import lora2r, policy
+from vgrout_jax.model import lora2r, padding, policy
 from vgrout_jax.rl import grpo, optim
 from vgrout_jax.rl.passes import Passes, Row
 from vgrout_jax.rl.state import Batch, initial_state
@@ -179,6 +179,33 @@ def test_micro_batches_change_nothing(frozen, deltas, micro_batch):
     np.testing.assert_array_equal(metrics.gate.labels, split_metrics.gate.labels)
     np.testing.assert_allclose(metrics.loss, split_metrics.loss, rtol=1e-5, atol=1e-7)
     for ours, theirs in zip(jax.tree.leaves(state.deltas), jax.tree.leaves(split_state.deltas), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_short_completions_are_run_at_a_short_length_and_that_changes_nothing(frozen, deltas, monkeypatch):
+    """Completions of 2 to 6 tokens at the lengths 2, 4 and 6, two rows at a time, against all at 6."""
+    config = make_config(train={"micro_batch": 2})
+    expected_state, expected = run_step(config, frozen, deltas)
+    monkeypatch.setattr(padding, "_SHORTEST", 2)
+    assert padding.completion_lengths(tiny.NEW_TOKENS) == [2, 4, tiny.NEW_TOKENS]
+    traced, logprobs = [], Passes.logprobs
+    monkeypatch.setattr(
+        Passes,
+        "logprobs",
+        lambda *given, length, **more: (traced.append(length), logprobs(*given, length=length, **more))[1],
+    )
+    step = build_step(config, tiny.model(), compiled(key(config))[2], tiny.mesh())
+    start = tiny.state(jax.tree.map(jnp.copy, deltas), compiled(key(config))[2])
+    state, metrics = step(start, frozen, routing_for(frozen), tiny.batch(), jax.random.key(0))
+    assert set(traced) == {2, 4, 6}
+    np.testing.assert_allclose(metrics.gate.scores, expected.gate.scores, atol=1e-5)
+    np.testing.assert_array_equal(metrics.gate.labels, expected.gate.labels)
+    np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5, atol=1e-7)
+    needed = metrics.old_known[:, None] & tiny.batch().completion_mask
+    np.testing.assert_allclose(
+        jnp.where(needed, metrics.old_logprobs, 0), jnp.where(needed, expected.old_logprobs, 0), atol=1e-5
+    )
+    for ours, theirs in zip(jax.tree.leaves(state.deltas), jax.tree.leaves(expected_state.deltas), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 

@@ -25,7 +25,7 @@ def completion_logprobs(
         config: shape and dtype of the model.
         base: frozen parameters.
         tokens: prompt left-padded, completion right-padded.
-        valid: False on padding.
+        valid: False on padding; the valid tokens of a row stand together.
         completion_length: T; the first completion token stands at S - T.
         chunk: tokens whose [chunk, V] logits exist at one time.
         adapter: None is the base model alone, the KL reference.
@@ -46,10 +46,20 @@ def completion_logprobs(
     layer = None
     if adapter is not None:
         layer = qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), scale)
-    attention = qwen3.causal_attention(valid, config)
-    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, route)
-    before = hidden[:, -completion_length - 1 : -1]
+    prompt_lengths = jnp.sum(valid[:, :-completion_length], axis=1)
+    aligned = _shifted(tokens, tokens.shape[1] - completion_length - prompt_lengths)
+    attention = qwen3.aligned_attention(tokens.shape[1], config)
+    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, aligned, attention, layer, route)
+    # Each completion token is read at the position before it.
+    rows, positions = jnp.arange(len(hidden))[:, None], prompt_lengths[:, None] - 1 + jnp.arange(completion_length)
+    before = hidden.at[rows, positions].get(unique_indices=True, indices_are_sorted=True, mode="clip")
     return token_logprobs(base, before, tokens[:, -completion_length:], chunk=chunk)
+
+
+def _shifted(tokens: Int[Array, "N S"], left: Int[Array, " N"]) -> Int[Array, "N S"]:
+    """Every row from its token `left` on, so that the padding before the prompt comes last."""
+    places = (jnp.arange(tokens.shape[1]) + left[:, None]) % tokens.shape[1]
+    return jnp.take_along_axis(tokens, places, axis=1)
 
 
 def token_logprobs(

@@ -18,6 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.model import lora2r
 
+# Of queries, in attention without cuDNN: a block's own program is compiled, and a small one saves little.
+_LEAST_BLOCK, _MOST_BLOCKS = 128, 8
+
 
 @dataclasses.dataclass(frozen=True)
 class Qwen3Config:
@@ -35,6 +38,7 @@ class Qwen3Config:
     tie_embeddings: bool = True
     dtype: Any = jnp.float32  # of parameters and activations
     remat: bool = False
+    flash: bool = False  # cuDNN's attention in `aligned` sequences: NVIDIA GPUs, 16-bit types
 
     def module_shapes(self) -> dict[str, tuple[int, int]]:
         """(d_in, d_out) of the seven adapted maps, in the order of `lora2r.MODULES`."""
@@ -109,14 +113,16 @@ class Attention:
     """What attention needs besides the hidden states, the same in every layer.
 
     Attributes:
-        cos: rotary cosines, [N, T, E/2] float32.
+        cos: rotary cosines, [N, T, E/2] float32; one row may stand for all.
         sin: rotary sines, likewise.
-        mask: [N, T, S] bool, True where a query may read a key.
+        mask: [N, T, S] bool, True where a query may read a key; None: itself and all keys before it that are valid.
+        valid: [N, S] bool, False on padding; None: no key that comes before a query that counts is padding.
     """
 
     cos: jax.Array
     sin: jax.Array
-    mask: jax.Array
+    mask: jax.Array | None = None
+    valid: jax.Array | None = None
 
 
 @struct.dataclass
@@ -139,7 +145,7 @@ def rotary(positions: Int[Array, "N T"], config: Qwen3Config) -> tuple[Array, Ar
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: Float[Array, "N T H E"], cos: Float[Array, "N T half"], sin: Float[Array, "N T half"]) -> Array:
+def rotate(x: Float[Array, "N T H E"], cos: Float[Array, "#N T half"], sin: Float[Array, "#N T half"]) -> Array:
     """Applies the rotary embedding in the split-halves convention, in float32, back to x's dtype."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = cos[:, :, None], sin[:, :, None]
@@ -201,7 +207,7 @@ class Block(nn.Module):
             keys = rotate(keys, attention.cos, attention.sin)
             if write_cache is not None:
                 keys, values = write_cache(keys, values)
-            mixed = attend(queries, keys, values, attention.mask)
+            mixed = self._attend(queries, keys, values, attention)
             x = x + linear("o_proj", mixed.reshape(rows, length, -1))
         with jax.named_scope("mlp"):
             hidden = norm("post_norm", x, config.hidden_size)
@@ -209,12 +215,40 @@ class Block(nn.Module):
             x = x + linear("down_proj", gated)
         return x, (keys, values)
 
+    def _attend(self, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
+        if attention.mask is not None:
+            return attend(queries, keys, values, attention.mask)
+        if self.config.flash and attention.valid is None:
+            return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
+        return attend_causally(queries, keys, values, attention.valid)
+
+
+def attend_causally(
+    queries: Float[Array, "N T H E"],
+    keys: Float[Array, "N T K E"],
+    values: Float[Array, "N T K E"],
+    valid: Bool[Array, "N T"] | None = None,
+) -> Float[Array, "N T H E"]:
+    """`attend` where a query reads itself and what is valid before it, in blocks of queries.
+
+    A block is compared with the keys up to its own end alone, which in the limit halves work and memory.
+    """
+    length = queries.shape[1]
+    size = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        mask = mask[None] if valid is None else mask[None] & valid[:, None, :end]
+        blocks.append(attend(queries[:, start:end], keys[:, :end], values[:, :end], mask))
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
 
 def attend(
     queries: Float[Array, "N T H E"],
     keys: Float[Array, "N S K E"],
     values: Float[Array, "N S K E"],
-    mask: Bool[Array, "N T S"],
+    mask: Bool[Array, "#N T S"],
 ) -> Float[Array, "N T H E"]:
     """Grouped-query attention with a float32 softmax.
 
@@ -247,7 +281,7 @@ class Qwen3(nn.Module):
 
         Args:
             tokens: token ids.
-            attention: of `causal_attention`, or the decoder's own.
+            attention: of `causal_attention` or `aligned_attention`, or the decoder's own.
             adapter: the fused adapter, stacked over layers; None: the base model alone.
             route: the masks; needed where an adapter is given.
             with_cache: also return every layer's keys and values.
@@ -294,8 +328,13 @@ def positions_of(valid: Bool[Array, "N T"]) -> Int[Array, "N T"]:
 def causal_attention(valid: Bool[Array, "N T"], config: Qwen3Config) -> Attention:
     """Causal attention among valid tokens, for whole sequences padded on the left, the right or both."""
     cos, sin = rotary(positions_of(valid), config)
-    causal = jnp.tril(jnp.ones((valid.shape[1], valid.shape[1]), bool))
-    return Attention(cos=cos, sin=sin, mask=causal[None] & valid[:, None, :])
+    return Attention(cos=cos, sin=sin, valid=valid)
+
+
+def aligned_attention(length: int, config: Qwen3Config) -> Attention:
+    """Causal attention for sequences that begin at position 0, so that padding only follows."""
+    cos, sin = rotary(jnp.arange(length)[None], config)
+    return Attention(cos=cos, sin=sin)
 
 
 def init_parameters(config: Qwen3Config, seed: int) -> dict[str, Any]:

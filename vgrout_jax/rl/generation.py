@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgrout_jax.config import Config
-from vgrout_jax.model import lora2r, qwen3, sampler
+from vgrout_jax.model import lora2r, padding, qwen3, sampler
 from vgrout_jax.rl.state import Frozen
 from vgrout_jax.tokenizer import ChatTokenizer
 from vgrout_jax.world import Prompt
@@ -27,8 +27,8 @@ class Generator:
         config: of the run.
     """
 
-    sample: Callable[..., sampler.Samples]
-    sample_untruncated: Callable[..., sampler.Samples]
+    sample: sampler.Sampler
+    sample_untruncated: sampler.Sampler
     rows: int
     sources: int
     tokenizer: ChatTokenizer
@@ -44,6 +44,7 @@ class Generator:
         quarantine_on: Sequence[bool],
         active: Sequence[bool] | None = None,
         evaluation: bool = False,
+        on_ended: Callable[[list[int], list[str]], object] | None = None,
     ) -> tuple[sampler.Samples, int]:
         """Samples one completion a row.
 
@@ -54,9 +55,11 @@ class Generator:
             quarantine_on: a row's policy: True as trained, False ablated.
             active: False: the row is not sampled.
             evaluation: sample at `eval.temperature` without truncation.
+            on_ended: called with rows and their texts as soon as they are known to have ended, while others grow;
+                once with every active row.
 
         Returns:
-            Samples of the rows given, as NumPy arrays, and the prompt bucket B.
+            Samples of the rows given, and the prompt bucket B.
         """
         count = len(prompts)
         active = [True] * count if active is None else list(active)
@@ -65,15 +68,16 @@ class Generator:
             raise ValueError(f"{count} rows of {len(sources)} sources exceed {self.rows} of {self.sources}")
         texts = [prompt.tokens for prompt, _ in sources]
         texts += [texts[0]] * (self.sources - len(texts))
-        bucket = sampler.prompt_bucket(max(map(len, texts)), self.config.data.prompt_buckets)
-        tokens, valid = sampler.pad_prompts(texts, bucket, self.tokenizer.pad_id)
+        bucket = padding.prompt_bucket(max(map(len, texts)), self.config.data.prompt_buckets)
+        tokens, valid = padding.pad_prompts(texts, bucket, self.tokenizer.pad_id)
         policies = np.zeros(self.sources, bool)
         policies[: len(sources)] = [on for _, on in sources]
         missing = self.rows - count
         # The rows that fill up the shape draw nothing that is kept, but no key may serve twice.
         keys = jnp.concatenate([keys, jax.random.split(jax.random.key(0), missing)]) if missing else keys
         temperature = self.config.eval.temperature if evaluation else self.config.rollout.temperature
-        samples = (self.sample_untruncated if evaluation else self.sample)(
+        told = ~np.array(active)
+        for samples in (self.sample_untruncated if evaluation else self.sample).stream(
             frozen.base,
             lora2r.Adapter(frozen.init, deltas),
             tokens,
@@ -82,15 +86,25 @@ class Generator:
             source_of_row=np.array(of_row + [0] * missing, np.int32),
             active=np.array(active + [False] * missing),
             keys=keys,
-            temperature=np.float32(temperature),
-        )
-        host = jax.device_get(samples)
-        return jax.tree.map(lambda leaf: leaf[:count] if leaf.ndim else leaf, host), bucket
+            temperature=float(temperature),
+        ):
+            self._tell(on_ended, samples, told, samples.ended[:count])
+        self._tell(on_ended, samples, told, np.ones(count, bool))
+        return jax.tree.map(lambda leaf: leaf[:count] if np.ndim(leaf) else leaf, samples), bucket
+
+    def _tell(self, on_ended: Callable | None, samples: sampler.Samples, told: np.ndarray, ended: np.ndarray) -> None:
+        """Hands over the rows that have ended and have not been handed over; notes that in `told`."""
+        rows = np.flatnonzero(ended & ~told)
+        if on_ended is not None and rows.size:
+            told[rows] = True
+            on_ended(rows.tolist(), self._decode(samples.tokens[rows], samples.mask[rows]))
 
     def texts(self, samples: sampler.Samples) -> list[str]:
         """The completions as text, special tokens left out."""
-        pairs = zip(samples.tokens, samples.mask, strict=True)
-        return [self.tokenizer.decode(tokens[mask].tolist()) for tokens, mask in pairs]
+        return self._decode(samples.tokens, samples.mask)
+
+    def _decode(self, tokens: np.ndarray, mask: np.ndarray) -> list[str]:
+        return [self.tokenizer.decode(row[kept].tolist()) for row, kept in zip(tokens, mask, strict=True)]
 
 
 def _sources(
@@ -115,7 +129,7 @@ def build_generator(
 ) -> Generator:
     """The generator of a run; training and evaluation share one compiled program where truncation is off."""
 
-    def build(top_k: int, top_p: float) -> Callable[..., sampler.Samples]:
+    def build(top_k: int, top_p: float) -> sampler.Sampler:
         return sampler.build_sampler(
             model,
             max_new_tokens=config.rollout.max_new_tokens,

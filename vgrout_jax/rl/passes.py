@@ -1,5 +1,6 @@
 """The passes of a step over a batch of rollouts, in micro-batches (docs/method.md section 7)."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
 from vgrout_jax.config import Config
-from vgrout_jax.model import lora2r, policy, qwen3
+from vgrout_jax.model import lora2r, padding, policy, qwen3
 from vgrout_jax.rl import grpo
 from vgrout_jax.rl.state import Batch, Frozen, TrainState
 from vgrout_jax.routing import gate, probe
@@ -40,44 +41,62 @@ class Passes:
         deltas: lora2r.Factors | None,
         batch: Batch,
         route: lora2r.Route | None,
+        *,
+        length: int,
         scale: Any = None,
     ) -> Float[Array, "n T"]:
-        """log pi of the completions under one policy; `deltas` None: the base with the adapter off."""
-        return policy.completion_logprobs(
+        """log pi of the completions under one policy; `deltas` None: the base with the adapter off.
+
+        Of the first `length` tokens, and 0 for those behind, which no row may have.
+        """
+        behind = batch.completion_mask.shape[1] - length
+        whole = batch.tokens.shape[1] - behind
+        logprobs = policy.completion_logprobs(
             self.model,
             frozen.base,
-            batch.tokens,
-            batch.valid,
-            completion_length=batch.completion_mask.shape[1],
+            batch.tokens[:, :whole],
+            batch.valid[:, :whole],
+            completion_length=length,
             chunk=self.config.model.logprob_chunk,
             adapter=None if deltas is None else lora2r.Adapter(frozen.init, deltas),
             route=route,
             scale=scale,
         )
+        return jnp.pad(logprobs, ((0, 0), (0, behind)))
 
     def over_rows(
-        self, body: Callable, carry: Any, rows: Any, *, needed: Bool[Array, "N"], skipped: Any
+        self, body: Callable, carry: Any, rows: Any, *, needed: Bool[Array, "N"], lengths: Array, skipped: Any
     ) -> tuple[Any, Any]:
-        """Scans `body(carry, rows) -> (carry, outputs)` over micro-batches of the rows that need it.
+        """Scans `body(carry, rows, length) -> (carry, outputs)` over micro-batches of the rows that need it.
 
-        Rows that need it come first, and a micro-batch without any is not run: its outputs are `skipped`.
+        Rows that need it come first, the short ones before the long, and a micro-batch is run at the smallest of
+        `padding.completion_lengths` that holds its rows; `lengths` [N] are theirs. A micro-batch that nobody needs
+        is not run: its outputs are `skipped`.
 
         Returns:
             The last carry, and the outputs in the rows' own order.
         """
-        order = jnp.argsort(~needed, stable=True)
+        padded = padding.completion_lengths(self.config.rollout.max_new_tokens)
         size = self.config.train.micro_batch
+        at_least = jnp.searchsorted(jnp.array(padded), lengths)  # the place of each row's padded length
+        at_least = jnp.where(needed, at_least, len(padded))
+        order = jnp.argsort(at_least, stable=True)
 
         def split(leaf: Array) -> Array:
             chunks = leaf[order].reshape(-1, size, *leaf.shape[1:])
             axes = (None, "batch") + (None,) * (leaf.ndim - 1)
             return jax.lax.with_sharding_constraint(chunks, sharding.sharding_of(self.mesh, axes, chunks.shape))
 
-        def visit(carry: Any, inputs: tuple[Any, Array]) -> tuple[Any, Any]:
-            chunk, wanted = inputs
-            return jax.lax.cond(jnp.any(wanted), body, lambda carry, _: (carry, skipped), carry, chunk)
+        programs = [functools.partial(body, length=length) for length in padded]
+        programs.append(lambda carry, _: (carry, skipped))
 
-        carry, outputs = jax.lax.scan(visit, carry, jax.tree.map(split, (rows, needed)))
+        def visit(carry: Any, inputs: tuple[Any, Array]) -> tuple[Any, Any]:
+            chunk, places = inputs
+            # Rows that nobody needs fill up the last micro-batch: what it holds is needed up to the longest other.
+            place = jnp.max(jnp.where(places < len(padded), places, -1))
+            return jax.lax.switch(jnp.where(place < 0, len(padded), place), programs, carry, chunk)
+
+        carry, outputs = jax.lax.scan(visit, carry, jax.tree.map(split, (rows, at_least)))
         inverse = jnp.argsort(order)
         return carry, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[inverse], outputs)
 
@@ -90,12 +109,12 @@ class Passes:
     ) -> tuple[Float[Array, "N M r"], Float[Array, "N T"]]:
         """Pass 1: every rollout's probe gradient, and log pi of the policy that the probe reads."""
 
-        def body(carry: None, rows: Row) -> tuple[None, tuple[Array, Array]]:
+        def body(carry: None, rows: Row, length: int) -> tuple[None, tuple[Array, Array]]:
             size = rows.live.shape[0]
             route = lora2r.full_route(size) if self.probe_full else lora2r.ablated_route(size)
 
             def loss(scale: dict[str, Array]) -> tuple[Array, Array]:
-                logprobs = self.logprobs(frozen, state.deltas, rows.batch, route, scale)
+                logprobs = self.logprobs(frozen, state.deltas, rows.batch, route, length=length, scale=scale)
                 return grpo.probe_loss(logprobs, rows.advantages, rows.batch.completion_mask), logprobs
 
             ones = lora2r.probe_ones(self.model.num_layers, size, self.config.adapter.rank)
@@ -104,29 +123,31 @@ class Passes:
 
         gradients = self._zeros(self.model.num_layers * len(lora2r.MODULES), self.config.adapter.rank)
         skipped = (gradients, self._zeros(row.batch.completion_mask.shape[1]))
-        return self.over_rows(body, None, row, needed=row.advantages != 0, skipped=skipped)[1]
+        needed, lengths = row.advantages != 0, _lengths(row.batch)
+        return self.over_rows(body, None, row, needed=needed, lengths=lengths, skipped=skipped)[1]
 
     def sampled_logprobs(
         self, state: TrainState, frozen: Frozen, batch: Batch, needed: Bool[Array, "N"]
     ) -> Float[Array, "N T"]:
         """log pi of the policy that sampled each row, without gradient, for the rows that need it."""
 
-        def body(carry: None, rows: Batch) -> tuple[None, Array]:
-            return None, self.logprobs(frozen, state.deltas, rows, lora2r.Route(rows.quarantine_sampled))
+        def body(carry: None, rows: Batch, length: int) -> tuple[None, Array]:
+            route = lora2r.Route(rows.quarantine_sampled)
+            return None, self.logprobs(frozen, state.deltas, rows, route, length=length)
 
         skipped = self._zeros(batch.completion_mask.shape[1])
-        return self.over_rows(body, None, batch, needed=needed, skipped=skipped)[1]
+        return self.over_rows(body, None, batch, needed=needed, lengths=_lengths(batch), skipped=skipped)[1]
 
     def masked_gradient(
         self, state: TrainState, frozen: Frozen, row: Row, labels: Int[Array, "N"], old_logprobs: Float[Array, "N T"]
     ) -> tuple[Array, lora2r.Factors, grpo.LossStats]:
         """Pass 2: the loss, its gradient with respect to dA and dB under the labels' masks, and diagnostics."""
 
-        def body(carry: Any, rows: tuple[Row, Array, Array]) -> tuple[Any, grpo.LossStats]:
+        def body(carry: Any, rows: tuple[Row, Array, Array], length: int) -> tuple[Any, grpo.LossStats]:
             total, gradients = carry
 
             def loss(deltas: lora2r.Factors) -> tuple[Array, grpo.LossStats]:
-                losses, stats = self._losses(frozen, deltas, *rows)
+                losses, stats = self._losses(frozen, deltas, *rows, length=length)
                 return jnp.sum(losses), stats
 
             (value, stats), gradient = jax.value_and_grad(loss, has_aux=True)(state.deltas)
@@ -137,20 +158,23 @@ class Passes:
         kl = nothing if self.config.loss.kl_coefficient > 0 else None
         skipped = grpo.LossStats(ratio=nothing, clip_fraction=nothing, kl=kl, tokens=nothing.astype(jnp.int32))
         rows = (row, labels, old_logprobs)
-        (loss, gradients), stats = self.over_rows(body, start, rows, needed=row.live, skipped=skipped)
+        lengths = _lengths(row.batch)
+        (loss, gradients), stats = self.over_rows(
+            body, start, rows, needed=row.live, lengths=lengths, skipped=skipped
+        )
         return loss, gradients, stats
 
     def _losses(
-        self, frozen: Frozen, deltas: lora2r.Factors, row: Row, labels: Array, old_logprobs: Array
+        self, frozen: Frozen, deltas: lora2r.Factors, row: Row, labels: Array, old_logprobs: Array, *, length: int
     ) -> tuple[Float[Array, "n"], grpo.LossStats]:
         config, batch = self.config, row.batch
         quarantine_on, detach = gate.route_masks(labels)
-        logprobs = self.logprobs(frozen, deltas, batch, lora2r.Route(quarantine_on, detach))
+        logprobs = self.logprobs(frozen, deltas, batch, lora2r.Route(quarantine_on, detach), length=length)
         same_policy = self.trains_as_sampled(batch, quarantine_on)
         old = jnp.where(same_policy[:, None], jax.lax.stop_gradient(logprobs), old_logprobs)
         reference = None
         if config.loss.kl_coefficient > 0:
-            reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, None))
+            reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, None, length=length))
         return grpo.row_losses(
             logprobs,
             old,
@@ -175,3 +199,8 @@ class Passes:
         if self.config.gate.kind == "clean":
             return jnp.ones_like(quarantine_on)
         return batch.quarantine_sampled == quarantine_on
+
+
+def _lengths(batch: Batch) -> Int[Array, "n"]:
+    """Completion tokens of every row."""
+    return jnp.sum(batch.completion_mask, axis=1)

@@ -2,15 +2,16 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
 
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
-from vgrout_jax.env.grading import grade_all
+from vgrout_jax.env.grading import submit_all
 from vgrout_jax.env.teacher import TeacherRow
-from vgrout_jax.model import keys, lora2r, sampler
+from vgrout_jax.model import keys, lora2r, padding, sampler
 from vgrout_jax.rl.generation import Generator
 from vgrout_jax.rl.state import Batch, Frozen
 from vgrout_jax.tokenizer import ChatTokenizer
@@ -56,7 +57,7 @@ class Rollouts:
         rows: N rollouts, groups contiguous.
         batch: for `step`, NumPy arrays.
         policy_logprobs: [N, T] the sampler's own log-probabilities at temperature 1, 0 for teacher rows.
-        seconds: {"generate", "grade"} wall time.
+        seconds: {"generate", "grade"} wall time; grading is what is left of it when generation has ended.
         decode_steps: passes of the decode loop.
     """
 
@@ -118,13 +119,20 @@ def collect(
     start = time.perf_counter()
     row_keys = keys.training_keys(config.seed, step, [p.problem.id for p in plan.prompts], plan.replicas)
     active = [row is None for row in plan.teacher]
+    grading = _Grading(plan, grader)
     samples, bucket = generator.complete(
-        frozen, deltas, plan.prompts, row_keys, quarantine_on=plan.quarantine_on, active=active
+        frozen,
+        deltas,
+        plan.prompts,
+        row_keys,
+        quarantine_on=plan.quarantine_on,
+        active=active,
+        on_ended=grading.start,
     )
     samples = _with_teacher(config, generator, plan, samples)
     texts = generator.texts(samples)
     generated = time.perf_counter()
-    verdicts = _verdicts(plan, texts, grader)
+    verdicts = grading.verdicts()
     graded = time.perf_counter()
     rows = _rows(config, generator, plan, samples, texts, verdicts)
     batch = _batch(generator, plan, samples, bucket, rows)
@@ -151,16 +159,26 @@ def teacher_tokens(row: TeacherRow, tokenizer: ChatTokenizer) -> list[int]:
     return ids[: ends[0] + 1] if ends else [*ids, tokenizer.eos_ids[0]]
 
 
-def _verdicts(plan: _Plan, texts: list[str], grader: Grader) -> list[Verdict | None]:
-    """The grader's verdicts of own rows, None for the teacher's."""
-    own = [index for index, row in enumerate(plan.teacher) if row is None]
-    requests = [
-        GradeRequest(plan.prompts[i].problem, plan.prompts[i].mode, texts[i], plan.prompts[i].names) for i in own
-    ]
-    verdicts: list[Verdict | None] = [None] * len(texts)
-    for index, verdict in zip(own, grade_all(grader, requests), strict=True):
-        verdicts[index] = verdict
-    return verdicts
+class _Grading:
+    """The grading of a step's own rows, begun for each as soon as it has ended."""
+
+    def __init__(self, plan: _Plan, grader: Grader):
+        self._plan, self._grader = plan, grader
+        self._begun: list[tuple[list[int], Callable[[], list[Verdict]]]] = []
+
+    def start(self, rows: list[int], texts: list[str]) -> None:
+        """Hands the rows' answers to the grader."""
+        shown = [self._plan.prompts[row] for row in rows]
+        requests = [GradeRequest(p.problem, p.mode, text, p.names) for p, text in zip(shown, texts, strict=True)]
+        self._begun.append((rows, submit_all(self._grader, requests)))
+
+    def verdicts(self) -> list[Verdict | None]:
+        """Waits; the verdict of every own row, None for the teacher's."""
+        found: list[Verdict | None] = [None] * len(self._plan.prompts)
+        for rows, wait in self._begun:
+            for row, verdict in zip(rows, wait(), strict=True):
+                found[row] = verdict
+        return found
 
 
 def _rows(
@@ -207,7 +225,7 @@ def _stored(row: TeacherRow) -> dict:
 
 
 def _batch(generator: Generator, plan: _Plan, samples: sampler.Samples, bucket: int, rows: list[Rollout]) -> Batch:
-    prompts, valid = sampler.pad_prompts([p.tokens for p in plan.prompts], bucket, generator.tokenizer.pad_id)
+    prompts, valid = padding.pad_prompts([p.tokens for p in plan.prompts], bucket, generator.tokenizer.pad_id)
     return Batch(
         tokens=np.concatenate([prompts, samples.tokens], axis=1),
         valid=np.concatenate([valid, samples.mask], axis=1),

@@ -1,0 +1,258 @@
+"""The sampler's programs: prefill, decoding up to a given token, and regrowing a cache. `model/sampler` runs them.
+
+Layers are scanned in the prefill and unrolled in the decode loop, over slices that are taken once a generation:
+sliced inside the loop, every weight would be copied for every token. A pass of the loop reads the token drawn last,
+at first the prompt's last one over again, so that one piece of program draws every token.
+
+Reference: docs/method.md sections 7, 8, 13 and 15.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from vgrout_jax import sharding
+from vgrout_jax.model import drawing, lora2r, qwen3
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the compiled programs have fixed.
+
+    Attributes:
+        config: shape and dtype of the model.
+        eos_ids: ids that end a completion.
+        pad_id: stands after the end of a completion.
+        top_k, top_p: see `drawing.truncate`.
+        mesh: splits rows over (data, fsdp) and key-value heads over tensor; None: one device.
+    """
+
+    config: qwen3.Qwen3Config
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    top_k: int
+    top_p: float
+    mesh: jax.sharding.Mesh | None
+
+
+@struct.dataclass
+class Policy:
+    """The weights as the decode loop reads them.
+
+    Attributes:
+        head: what stands outside of the layers: `embed`, `final_norm` and, where it is untied, `lm_head`.
+        layers: for each layer, its parameters and its slice of the fused adapter or None.
+    """
+
+    head: dict[str, jax.Array]
+    layers: tuple[Any, ...]
+
+
+@struct.dataclass
+class Rows:
+    """What stays as it is while rollouts are decoded.
+
+    Attributes:
+        prompt_valid: [N, B] bool.
+        quarantine_on: [N] bool.
+        keys: [N] PRNG keys, one a rollout.
+    """
+
+    prompt_valid: jax.Array
+    quarantine_on: jax.Array
+    keys: jax.Array
+
+
+@struct.dataclass
+class State:
+    """What a token changes besides the tokens themselves.
+
+    Attributes:
+        step: [] int32, index of the token to be drawn next.
+        ended: [N] bool.
+        token: [N] int32, to be read next: drawn last, or the prompt's last.
+        caches: for each layer, keys and values [N, K, slots, E], as the products of attention read them.
+    """
+
+    step: jax.Array
+    ended: jax.Array
+    token: jax.Array
+    caches: tuple[tuple[jax.Array, jax.Array], ...]
+
+
+@struct.dataclass
+class Part:
+    """Consecutive tokens of all rows; `pad_id` and 0 where the mask is False.
+
+    Attributes:
+        tokens: [N, P] int32.
+        mask: [N, P] bool.
+        logprobs: [N, P] float32, under the distribution drawn from.
+        policy_logprobs: [N, P] float32, of the untruncated policy at temperature 1.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    logprobs: jax.Array
+    policy_logprobs: jax.Array
+
+
+@struct.dataclass
+class Span:
+    """Which tokens a call draws, and how.
+
+    Attributes:
+        first: [] int32, index of the part's first token.
+        until: [] int32, index of the token before which the call ends.
+        temperature: [] float32; 0 is greedy.
+    """
+
+    first: jax.Array
+    until: jax.Array
+    temperature: jax.Array
+
+
+def prefill(
+    settings: Settings,
+    base: dict,
+    adapter: lora2r.Adapter | None,
+    prompts: Int[Array, "Q B"],
+    prompt_valid: Bool[Array, "Q B"],
+    *,
+    source_policy: Bool[Array, " Q"],
+    source_of_row: Int[Array, " N"],
+    active: Bool[Array, " N"],
+    keys: jax.Array,
+    free: int,
+) -> tuple[Policy, Rows, State]:
+    """Reads Q prompts, each under its policy, and hands their caches on to N rows, with `free` slots behind."""
+    config = settings.config
+    fused = None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
+    prompts, prompt_valid, source_policy = (
+        _constrain(settings, leaf, "batch") for leaf in (prompts, prompt_valid, source_policy)
+    )
+    attention = qwen3.causal_attention(prompt_valid, config)
+    _, (keys_of, values_of) = qwen3.Qwen3(config).apply(
+        {"params": base}, prompts, attention, fused, lora2r.Route(source_policy), with_cache=True
+    )
+
+    def shared(leaf: Array) -> Array:
+        handed = jnp.swapaxes(leaf, 1, 2)[source_of_row]  # [N, K, B, E]
+        return _constrain(settings, jnp.pad(handed, _behind(free)), "batch", "kv_heads")
+
+    layers = range(config.num_layers)
+    stacked = (base["layers"], fused)
+    policy = Policy(
+        head={name: leaf for name, leaf in base.items() if name != "layers"},
+        layers=tuple(jax.tree.map(lambda leaf, at=index: leaf[at], stacked) for index in layers),
+    )
+    rows = Rows(prompt_valid[source_of_row], source_policy[source_of_row], keys)
+    caches = tuple((shared(keys_of[index]), shared(values_of[index])) for index in layers)
+    return policy, rows, State(jnp.int32(0), ~active, prompts[source_of_row, -1], caches)
+
+
+def empty_part(settings: Settings, rows: int, length: int) -> Part:
+    """A part in which nothing is drawn yet."""
+    tokens = _constrain(settings, jnp.full((rows, length), settings.pad_id, jnp.int32), "batch")
+    zeros = _constrain(settings, jnp.zeros((rows, length), jnp.float32), "batch")
+    return Part(tokens=tokens, mask=zeros > 0, logprobs=zeros, policy_logprobs=zeros)
+
+
+def advance(
+    settings: Settings, policy: Policy, rows: Rows, carry: tuple[State, Part], span: Span
+) -> tuple[State, Part]:
+    """Draws the tokens of the span, or up to the last row's end, into the part."""
+
+    def goes_on(carry: tuple[State, Part]) -> Array:
+        return (carry[0].step < span.until) & ~jnp.all(carry[0].ended)
+
+    def draw_one(carry: tuple[State, Part]) -> tuple[State, Part]:
+        state, part = carry
+        hidden, caches = _read(settings, policy, rows, state)
+        logits = qwen3.unembed(policy.head, hidden)  # [N, V]
+        return _draw(settings, rows, logits, (state.replace(caches=caches), part), span)
+
+    return jax.lax.while_loop(goes_on, draw_one, carry)
+
+
+def regrow(settings: Settings, cache: Float[Array, "N K S E"], chosen: Int[Array, " M"], more: int) -> Array:
+    """The cache of the chosen rows, [M, K, S + more, E]."""
+    return _constrain(settings, jnp.pad(cache[chosen], _behind(more)), "batch", "kv_heads")
+
+
+def choose(settings: Settings, rows: Any, chosen: Int[Array, " M"]) -> Any:
+    """The chosen rows of every array of a tree."""
+    return jax.tree.map(lambda leaf: _constrain(settings, leaf[chosen], "batch"), rows)
+
+
+def _behind(free: int) -> tuple[tuple[int, int], ...]:
+    """Padding of a cache's slots."""
+    return ((0, 0), (0, 0), (0, free), (0, 0))
+
+
+def _constrain(settings: Settings, leaf: Array, *axes: str | None) -> Array:
+    """Places an array on the mesh by the names of its first axes."""
+    if settings.mesh is None:
+        return leaf
+    axes = axes + (None,) * (leaf.ndim - len(axes))
+    return jax.lax.with_sharding_constraint(leaf, sharding.sharding_of(settings.mesh, axes, leaf.shape))
+
+
+def _read(
+    settings: Settings, policy: Policy, rows: Rows, state: State
+) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
+    """Reads a token: its hidden state after the final norm, [N, D], and the caches with it in."""
+    config = settings.config
+    bucket, slots = rows.prompt_valid.shape[1], state.caches[0][0].shape[2]
+    slot = bucket + state.step - 1
+    positions = jnp.sum(rows.prompt_valid, axis=1, dtype=jnp.int32) + state.step - 1
+    cos, sin = qwen3.rotary(positions[:, None], config)
+    completion = jnp.ones((positions.shape[0], slots - bucket), bool)
+    readable = jnp.concatenate([rows.prompt_valid, completion], axis=1)
+    readable &= jnp.arange(slots) <= slot
+    attention = qwen3.Attention(cos=cos, sin=sin, mask=readable[:, None])
+    x = _constrain(settings, policy.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
+    caches = []
+    for (parameters, adapter), cache in zip(policy.layers, state.caches, strict=True):
+        write = functools.partial(_write, cache, slot)
+        route = lora2r.Route(rows.quarantine_on)
+        x, cache = qwen3.Block(config).apply({"params": parameters}, x, attention, adapter, route, write)
+        written = [jnp.swapaxes(leaf, 1, 2) for leaf in cache]
+        caches.append(tuple(_constrain(settings, leaf, "batch", "kv_heads") for leaf in written))
+    return qwen3.rms_norm(x[:, 0], policy.head["final_norm"], config.norm_epsilon), tuple(caches)
+
+
+def _write(cache: tuple[Array, Array], slot: Array, *new: Array) -> tuple[Array, ...]:
+    """A layer's keys and values [N, S, K, E] with those of a new token in their slot."""
+    pairs = [(old, jnp.swapaxes(leaf, 1, 2)) for old, leaf in zip(cache, new, strict=True)]
+    full = [jax.lax.dynamic_update_slice_in_dim(old, leaf, slot, 2) for old, leaf in pairs]
+    return tuple(jnp.swapaxes(leaf, 1, 2) for leaf in full)  # no copy: XLA folds it into the products
+
+
+def _draw(
+    settings: Settings, rows: Rows, logits: Float[Array, "N V"], carry: tuple[State, Part], span: Span
+) -> tuple[State, Part]:
+    """Draws the next token of every row that has not ended, and writes it down."""
+    state, part = carry
+    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(rows.keys, state.step)
+    drawn = drawing.draw(logits, keys, span.temperature, top_k=settings.top_k, top_p=settings.top_p)
+    live = ~state.ended
+
+    def put(array: Array, column: Array, otherwise: Array | int) -> Array:
+        column = jnp.where(live, column, otherwise).astype(array.dtype)[:, None]
+        return jax.lax.dynamic_update_slice_in_dim(array, column, state.step - span.first, 1)
+
+    token, logprob, policy_logprob = drawn
+    part = part.replace(
+        tokens=put(part.tokens, token, settings.pad_id),
+        mask=put(part.mask, live, 0),
+        logprobs=put(part.logprobs, logprob, 0),
+        policy_logprobs=put(part.policy_logprobs, policy_logprob, 0),
+    )
+    is_eos = jnp.isin(token, jnp.array(settings.eos_ids, jnp.int32))
+    return state.replace(step=state.step + 1, ended=state.ended | is_eos, token=token), part
