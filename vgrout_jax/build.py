@@ -1,6 +1,7 @@
 """Builds everything that a run needs, once, from its configuration."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +119,13 @@ def model_config(config: Config, path: str | None, tokenizer: ChatTokenizer) -> 
         raise ValueError(
             f"model.vocab_size must be >= the tokenizer's {tokenizer.vocab_size} tokens, got {model.vocab_size}"
         )
-    return model
+    return dataclasses.replace(model, flash=flash_serves(jax.devices()[0], dtype))
+
+
+def flash_serves(device: Any, dtype: jax.typing.DTypeLike) -> bool:
+    """Whether cuDNN's attention can be had: on NVIDIA GPUs, in 16-bit types."""
+    nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
+    return nvidia and jnp.dtype(dtype).itemsize == 2
 
 
 def _programs(
