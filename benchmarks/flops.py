@@ -1,9 +1,10 @@
-"""Floating-point operations of a program, counted from its jaxpr: matrix products alone, loops multiplied out.
+"""Operations of a program's matrix products, and bytes that it writes: counted from its jaxpr, loops multiplied out.
 
 XLA's own cost analysis counts the body of a loop once, and layers, micro-batches and tokens are loops here.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,23 +21,42 @@ def matmul_flops(function: Any, *arguments: Any, trips: int = 1) -> int:
 
     Of a `cond`'s branches the most costly one counts.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr, trips)
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr, trips, _product)
 
 
-def _of(jaxpr: core.Jaxpr, trips: int) -> int:
-    return sum(_of_equation(equation, trips) for equation in jaxpr.eqns)
+def written_bytes(function: Any, *arguments: Any, trips: int = 1) -> int:
+    """Bytes of every intermediate array that a call computes, as if nothing were fused; otherwise as `matmul_flops`.
+
+    XLA's own count of bytes depends on its version and on what it fuses; this one changes only with the program.
+    """
+    return _of(jax.make_jaxpr(function)(*arguments).jaxpr, trips, _written)
 
 
-def _of_equation(equation: Any, trips: int) -> int:
+def _of(jaxpr: core.Jaxpr, trips: int, cost: Callable[[Any], int]) -> int:
+    return sum(_of_equation(equation, trips, cost) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any, trips: int, cost: Callable[[Any], int]) -> int:
     name = equation.primitive.name
-    if name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-        return 2 * depth * math.prod(equation.outvars[0].aval.shape)
-    inner = [_of(jaxpr, trips) for jaxpr in _jaxprs(equation.params)]
+    inner = [_of(jaxpr, trips, cost) for jaxpr in _jaxprs(equation.params)]
+    if not inner:
+        return cost(equation)
     if name == "cond":
         return max(inner)
     return sum(inner) * {"scan": equation.params.get("length", 1), "while": trips}.get(name, 1)
+
+
+def _product(equation: Any) -> int:
+    if equation.primitive.name != "dot_general":
+        return 0
+    (contracted, _), _ = equation.params["dimension_numbers"]
+    depth = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    return 2 * depth * math.prod(equation.outvars[0].aval.shape)
+
+
+def _written(equation: Any) -> int:
+    avals = [variable.aval for variable in equation.outvars]
+    return sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in avals if hasattr(aval, "shape"))
 
 
 def _jaxprs(parameters: dict[str, Any]) -> list[core.Jaxpr]:

@@ -1,123 +1,191 @@
-"""The optimiser step: work, memory and time of an arm, against the floor that its forward and backward passes set.
+"""The optimiser step: work, memory and time of an arm, against the floors that its passes set (benchmarks/work.py).
 
-    python benchmarks/update.py --shape=cpu                time and work, routeV over none
-    python benchmarks/update.py --shape=qwen3-4b --look    work and memory of the compiled program; nothing allocated
+    taskset -c 0 python benchmarks/update.py --shape=cpu     time and work on one thread, routeV over none
+    python benchmarks/update.py --shape=qwen3-4b --look      of the compiled program alone; nothing allocated
+    python benchmarks/update.py --shape=qwen3-4b --prompts=2 one eighth of the step's rollouts, on an accelerator
 
-The floor counts 2 operations a weight and token for a forward and as many for a backward pass to the activations;
-the frozen weights need no gradient of their own. none: one of each, and with KL one forward of the base. routeV: two
-of each (the probe's and the masked one), one forward for half of the rows, whose sampling policy is not the probe's,
-and the base's. Attention, the adapter and its gradients come on top, as does what a rematerialised layer does twice.
+A step is one forward and backward pass (none), or two (routeV: the probe's and the masked one) and a forward of the
+rows whose sampling policy is trained otherwise; with KL one forward of the base comes on top. The operations of the
+program are counted over every padded position and for half of the rows run again, which it must be ready for; what
+was measured is held against the tokens that are no padding and the rows that had to be run again.
+
+Model FLOP utilisation counts 4 operations a weight and token for each forward and backward pass, 2 for a forward
+alone, and the adapter's own (6 with its gradient), over the roofline's rate.
 """
 
 import argparse
-import json
-import math
+import dataclasses
 import time
+from typing import Any
 
 import flops
 import jax
 import numpy as np
+import roofline
 import shapes
+import tables
+import timing
+import work
 
-from vgrout_jax.model import qwen3
+from vgrout_jax.config import Config
 from vgrout_jax.rl.optim import make_optimizer
-from vgrout_jax.rl.step import build_step
+from vgrout_jax.rl.state import Batch
+from vgrout_jax.rl.step import Step, StepMetrics, build_step
+from vgrout_jax.routing import gate
+
+LOOK_COLUMNS = ("flops", "over_floor", "trace_s", "compile_s", "arguments_gb", "temporaries_gb", "donated_gb")
+TIME_COLUMNS = (
+    "cpu_s",
+    "wall_s",
+    "flop_floor_s",
+    "over_flop_floor",
+    "byte_floor_s",
+    "over_byte_floor",
+    "mfu",
+    "tokens_s",
+)
 
 
-def weights(model: qwen3.Qwen3Config) -> int:
-    """Weights that a token is multiplied with: the layers' maps, and the head."""
-    return model.num_layers * sum(math.prod(pair) for pair in model.module_shapes().values()) + (
-        model.vocab_size * model.hidden_size
-    )
+def step_of(shape: shapes.Shape, arm: str, *, kl: bool) -> Step:
+    """The arm's jitted step."""
+    return step_with(shape, shapes.configuration(shape, arm, kl=kl))
 
 
-def floor(shape: shapes.Shape, arm: str, *, kl: bool) -> int:
-    """Operations that the arm's passes cannot do without, every position counted."""
-    model, rows = shape.model, shape.rows
-    layer = (
-        2 * rows * (shape.prompt_tokens + shape.new_tokens) * (weights(model) - model.vocab_size * model.hidden_size)
-    )
-    head = 2 * rows * shape.new_tokens * model.vocab_size * model.hidden_size
-    forward = layer + head
-    passes = {"none": 2.0, "absorb": 2.0}.get(arm, 4.5)
-    return int((passes + kl) * forward)
+def step_with(shape: shapes.Shape, config: Config, device: jax.Device | None = None) -> Step:
+    """The jitted step of a configuration; `device` None: on the one that JAX computes on."""
+    return build_step(config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh(device))
 
 
-def look(shape: shapes.Shape, arm: str, *, kl: bool) -> dict[str, float]:
-    """The compiled program's work and memory, from shapes alone."""
-    config = shapes.configuration(shape, arm, kl=kl)
-    step = build_step(config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh())
-    arguments = shapes.abstract_inputs(shape, config).arguments()
+def look(shape: shapes.Shape, arm: str, *, kl: bool, arguments: tuple[Any, ...] | None = None) -> dict[str, Any]:
+    """The compiled program's work and memory, from shapes alone or from `arguments`; the program as "compiled"."""
+    step = step_of(shape, arm, kl=kl)
+    if arguments is None:
+        arguments = shapes.abstract_inputs(shape, shapes.configuration(shape, arm, kl=kl)).arguments()
     started = time.perf_counter()
     lowered = step.lower(*arguments)
     traced = time.perf_counter()
     compiled = lowered.compile()
+    ended = time.perf_counter()
     memory = compiled.memory_analysis()
+    counted, floor = flops.matmul_flops(step, *arguments), work.update_flops(shape, arm, kl=kl)
     return {
-        "flops": flops.matmul_flops(step, *arguments),
-        "floor": floor(shape, arm, kl=kl),
+        "compiled": compiled,
+        "flops": float(counted),
+        "floor": floor,
+        "over_floor": counted / floor,
         "trace_s": traced - started,
-        "compile_s": time.perf_counter() - traced,
+        "compile_s": ended - traced,
         "arguments_gb": memory.argument_size_in_bytes / 1e9,
         "temporaries_gb": memory.temp_size_in_bytes / 1e9,
         "donated_gb": memory.alias_size_in_bytes / 1e9,
     }
 
 
-def measure(shape: shapes.Shape, arm: str, *, kl: bool, repeats: int) -> dict[str, float]:
-    """CPU and wall seconds of a step, the best of `repeats` after one that compiles."""
-    config = shapes.configuration(shape, arm, kl=kl)
-    step = build_step(config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh())
-    state, *rest = shapes.step_inputs(shape, config).arguments()
-    state, _ = jax.block_until_ready(step(state, *rest))
-    cpu, wall = [], []
-    for _ in range(repeats):
-        before = time.process_time(), time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, *rest))
-        cpu.append(time.process_time() - before[0])
-        wall.append(time.perf_counter() - before[1])
-    return {"cpu_s": min(cpu), "wall_s": min(wall)}
+def measure(
+    shape: shapes.Shape, arm: str, compiled: Any, inputs: shapes.Inputs, *, kl: bool, **how: Any
+) -> dict[str, float]:
+    """Seconds of a step and what they are held against, the best of several repeats after one that warms up.
+
+    Args:
+        shape, arm, kl: what `compiled` was made for.
+        compiled: the program; it takes the memory of the state that it is given.
+        inputs: of the step; the state is gone afterwards.
+        how: compilations, roof, repeats, and the folder of a profile or None.
+    """
+    state, *rest = inputs.arguments()
+    (state, metrics), _ = how["compilations"].measured(lambda: compiled(state, *rest))
+    costs = []
+    for _ in range(how["repeats"]):
+        (state, metrics), cost = how["compilations"].measured(lambda state=state: compiled(state, *rest))
+        costs.append(cost)
+    if how["profile"]:
+        with jax.profiler.trace(how["profile"]):
+            state, metrics = jax.block_until_ready(compiled(state, *rest))
+    return figures(shape, arm, timing.best(costs), how["roof"], kl=kl, batch=inputs.batch, metrics=metrics)
 
 
-def matmul_rate(size: int = 1024, repeats: int = 10) -> float:
-    """Operations per CPU second of a float32 matrix product, the best of several."""
-    left = jax.numpy.asarray(np.random.default_rng(0).standard_normal((size, size)), jax.numpy.float32)
-    product = jax.jit(lambda a: a @ a)
-    jax.block_until_ready(product(left))
-    best = math.inf
-    for _ in range(repeats):
-        before = time.process_time()
-        jax.block_until_ready(product(left))
-        best = min(best, time.process_time() - before)
-    return 2 * size**3 / best
+def figures(
+    shape: shapes.Shape,
+    arm: str,
+    cost: timing.Cost,
+    roof: roofline.Roof,
+    *,
+    kl: bool,
+    batch: Batch,
+    metrics: StepMetrics,
+) -> dict[str, float]:
+    """An update's seconds, floors and utilisation, for the tokens of its batch."""
+    tokens = work.valid_tokens(batch.valid, batch.completion_mask)
+    again = share_again(arm, batch, metrics)
+    seconds = roof.seconds(cost)
+    least = work.update_work(shape, arm, kl=kl, tokens=tokens, again=again)
+    useful = work.update_flops(shape, arm, kl=kl, tokens=tokens, again=again, adapter=True)
+    return {
+        "cpu_s": cost.cpu,
+        "wall_s": cost.running,
+        **least.figures(roof, seconds),
+        "mfu": useful / (seconds * roof.flops),
+        "tokens_s": tokens.read / cost.running,
+        "tokens": tokens.read,
+        "padding": 1.0 - tokens.read / work.every_position(shape).read,
+        "run_again": again,
+    }
+
+
+def share_again(arm: str, batch: Batch, metrics: StepMetrics) -> float:
+    """Share of the tokens in rows whose sampling policy is neither the one that trains nor the probe's."""
+    if arm == "none":
+        return 0.0
+    sampled, live = np.asarray(batch.quarantine_sampled), np.asarray(metrics.live)
+    differs = live & (sampled != (np.asarray(metrics.gate.labels) != gate.CLEAN))
+    probed = np.zeros_like(live) if arm == "absorb" else ~sampled & (np.asarray(metrics.advantages) != 0)
+    tokens = np.asarray(batch.valid).sum(axis=1)
+    return float(tokens[differs & ~probed].sum() / tokens.sum())
+
+
+def ratios(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """routeV over none, of what both have."""
+    if not {"none", "routeV"} <= results.keys():
+        return {}
+    names = [name for name in ("flops", "cpu_s", "wall_s") if name in results["none"]]
+    return {name: results["routeV"][name] / results["none"][name] for name in names}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", choices=shapes.SHAPES, default="tiny")
-    parser.add_argument("--arms", default="none,routeV")
-    parser.add_argument("--no-kl", action="store_true", help="beta 0: no forward of the base model")
+    shapes.add_arguments(parser)
     parser.add_argument("--look", action="store_true", help="compile and look at the program; run nothing")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--profile", help="write a trace of one more step to this folder; one arm")
     options = parser.parse_args()
-    shape, kl, results = shapes.SHAPES[options.shape], not options.no_kl, {}
-    rate = None if options.look else matmul_rate()
+    shape, kl, results = shapes.chosen(parser, options), not options.no_kl, {}
+    compilations = timing.Compilations()
+    roof = None if options.look else roofline.measure(compilations, shape.model.dtype)
+    summary = {"shape": options.shape, "sizes": shapes.sizes(shape), "kl": kl}
+    summary["roofline"] = roof and dataclasses.asdict(roof)
     for arm in options.arms.split(","):
-        found = look(shape, arm, kl=kl)
-        if not options.look:
-            found |= measure(shape, arm, kl=kl, repeats=options.repeats)
-            found["floor_s"] = found["floor"] / rate
-            found["over_floor"] = found["cpu_s"] / found["floor_s"]
-        results[arm] = found
-        print(arm, "  ".join(f"{name} {value:.4g}" for name, value in found.items()), flush=True)
-    if {"none", "routeV"} <= results.keys():
-        for name in ("flops", "cpu_s", "wall_s"):
-            if name in results["none"]:
-                print(f"routeV over none, {name}: {results['routeV'][name] / results['none'][name]:.2f}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"shape": options.shape, "kl": kl, "matmul_rate": rate, "arms": results}, file, indent=1)
+        config = shapes.configuration(shape, arm, kl=kl)
+        inputs = None if options.look else shapes.step_inputs(shape, config)
+        results[arm] = look(shape, arm, kl=kl, arguments=inputs and inputs.arguments())
+        compiled = results[arm].pop("compiled")
+        if inputs is not None:
+            how = {"compilations": compilations, "roof": roof, "repeats": options.repeats}
+            how["profile"] = options.profile
+            results[arm] |= measure(shape, arm, compiled, inputs, kl=kl, **how)
+        tables.write(options.json, {**summary, "arms": results, "routeV_over_none": ratios(results)})
+    show(options.shape, results, roof)
+
+
+def show(name: str, results: dict[str, dict[str, Any]], roof: roofline.Roof | None) -> None:
+    """Prints the tables."""
+    rows = [[arm, *[found[column] for column in LOOK_COLUMNS]] for arm, found in results.items()]
+    tables.show(f"update, shape {name}, compiled program, every position", ("arm", *LOOK_COLUMNS), rows)
+    if roof is not None:
+        print(f"\n{roof.line()}")
+        rows = [[arm, *[found[column] for column in TIME_COLUMNS]] for arm, found in results.items()]
+        tables.show(f"update, shape {name}, measured, tokens without padding", ("arm", *TIME_COLUMNS), rows)
+    if both := ratios(results):
+        print("\nrouteV over none: " + ", ".join(f"{key} {value:.2f}" for key, value in both.items()))
 
 
 if __name__ == "__main__":

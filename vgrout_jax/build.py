@@ -119,13 +119,15 @@ def model_config(config: Config, path: str | None, tokenizer: ChatTokenizer) -> 
         raise ValueError(
             f"model.vocab_size must be >= the tokenizer's {tokenizer.vocab_size} tokens, got {model.vocab_size}"
         )
-    return dataclasses.replace(model, flash=flash_serves(jax.devices()[0], dtype))
+    attention = attention_for(jax.devices()[0], dtype, devices=jax.device_count())
+    return dataclasses.replace(model, attention=attention)
 
 
-def flash_serves(device: Any, dtype: jax.typing.DTypeLike) -> bool:
-    """Whether cuDNN's attention can be had: on NVIDIA GPUs, in 16-bit types."""
-    nvidia = device.platform == "gpu" and "cuda" in device.client.platform_version
-    return nvidia and jnp.dtype(dtype).itemsize == 2
+def attention_for(device: Any, dtype: jax.typing.DTypeLike, *, devices: int) -> str:
+    """Which of `attending.ATTENTIONS` suits a device."""
+    if device.platform == "gpu" and "cuda" in device.client.platform_version and jnp.dtype(dtype).itemsize == 2:
+        return "cudnn"
+    return "rows" if device.platform == "cpu" and devices == 1 else "batch"
 
 
 def _programs(

@@ -164,7 +164,7 @@ def apply_fused(
 
         y = W x + where(d, stop_gradient(out_deployed), out_deployed) + where(m, out_quarantine, 0)
 
-    The quarantine is gated in rank space, which is the same in value and in gradient.
+    Both gates act in rank space, which is the same in value and in gradient.
 
     Args:
         x: the map's input.
@@ -184,20 +184,37 @@ def apply_fused(
         h, k = scale[:, None] * h, k + (scale[:, None] - 1.0) * h
     rank = h.shape[-1] // 2
     on = route.quarantine_on[:, None, None]
-    h_deployed, k_deployed = h[..., :rank], k[..., :rank]
     h_quarantine, k_quarantine = jnp.where(on, h[..., rank:], 0.0), jnp.where(on, k[..., rank:], 0.0)
+
+    def gated(h_deployed: jax.Array, k_deployed: jax.Array) -> jax.Array:
+        return jnp.concatenate([h_deployed, h_quarantine, k_deployed, k_quarantine], axis=-1).astype(x.dtype)
+
+    value = gated(h[..., :rank], k[..., :rank])
     if route.detach_deployed is None:
-        inner = jnp.concatenate([h_deployed, h_quarantine, k_deployed, k_quarantine], axis=-1)
-        return jnp.einsum("NTR,FR->NTF", inner.astype(x.dtype), up)
-    blocks = up.reshape(up.shape[0], 2, 2, rank)  # [F, (dB, B0), (deployed, quarantine), r]
-    deployed = _up(jnp.concatenate([h_deployed, k_deployed], -1), blocks[:, :, 0], x.dtype)
-    quarantine = _up(jnp.concatenate([h_quarantine, k_quarantine], -1), blocks[:, :, 1], x.dtype)
-    detached = jnp.where(route.detach_deployed[:, None, None], jax.lax.stop_gradient(deployed), deployed)
-    return detached + quarantine
+        return jnp.einsum("NTR,FR->NTF", value, up)
+    attached = ~route.detach_deployed[:, None, None]
+    trained = gated(*(jnp.where(attached, part[..., :rank], 0.0) for part in (h, k)))
+    return _up(jax.lax.stop_gradient(value), trained, up)
 
 
-def _up(inner: jax.Array, block: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    return jnp.einsum("NTR,FR->NTF", inner.astype(dtype), block.reshape(block.shape[0], -1))
+@jax.custom_vjp
+def _up(value: jax.Array, trained: jax.Array, up: jax.Array) -> jax.Array:
+    """`value` [N, T, 4r] times `up` [F, 4r]; its gradient is that of `trained` times `up`."""
+    return jnp.einsum("NTR,FR->NTF", value, up)
+
+
+def _up_forward(value: jax.Array, trained: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _up(value, trained, up), (trained, up)
+
+
+def _up_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[None, jax.Array, jax.Array]:
+    trained, up = kept
+    # The wide operand stands last: the other order, which JAX derives, transposes it on the CPU.
+    of_up = jnp.einsum("NTR,NTF->RF", trained, gradient).T
+    return None, jnp.einsum("NTF,FR->NTR", gradient, up), of_up
+
+
+_up.defvjp(_up_forward, _up_backward)
 
 
 def probe_ones(layers: int, rows: int, rank: int) -> dict[str, Float[Array, "L N TwoR"]]:

@@ -16,10 +16,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax.model import lora2r
-
-# Of queries, in attention without cuDNN: a block's own program is compiled, and a small one saves little.
-_LEAST_BLOCK, _MOST_BLOCKS = 128, 8
+from vgrout_jax.model import attending, lora2r
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Qwen3Config:
     tie_embeddings: bool = True
     dtype: Any = jnp.float32  # of parameters and activations
     remat: bool = False
-    flash: bool = False  # cuDNN's attention in `aligned` sequences: NVIDIA GPUs, 16-bit types
+    attention: str = "batch"  # over whole sequences, one of `attending.ATTENTIONS`
 
     def module_shapes(self) -> dict[str, tuple[int, int]]:
         """(d_in, d_out) of the seven adapted maps, in the order of `lora2r.MODULES`."""
@@ -217,49 +214,11 @@ class Block(nn.Module):
 
     def _attend(self, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
         if attention.mask is not None:
-            return attend(queries, keys, values, attention.mask)
-        if self.config.flash and attention.valid is None:
+            return attending.attend(queries, keys, values, attention.mask)
+        if self.config.attention == "cudnn" and attention.valid is None:
             return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
-        return attend_causally(queries, keys, values, attention.valid)
-
-
-def attend_causally(
-    queries: Float[Array, "N T H E"],
-    keys: Float[Array, "N T K E"],
-    values: Float[Array, "N T K E"],
-    valid: Bool[Array, "N T"] | None = None,
-) -> Float[Array, "N T H E"]:
-    """`attend` where a query reads itself and what is valid before it, in blocks of queries.
-
-    A block is compared with the keys up to its own end alone, which in the limit halves work and memory.
-    """
-    length = queries.shape[1]
-    size = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
-    blocks = []
-    for start in range(0, length, size):
-        end = min(start + size, length)
-        mask = jnp.arange(start, end)[:, None] >= jnp.arange(end)
-        mask = mask[None] if valid is None else mask[None] & valid[:, None, :end]
-        blocks.append(attend(queries[:, start:end], keys[:, :end], values[:, :end], mask))
-    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
-
-
-def attend(
-    queries: Float[Array, "N T H E"],
-    keys: Float[Array, "N S K E"],
-    values: Float[Array, "N S K E"],
-    mask: Bool[Array, "#N T S"],
-) -> Float[Array, "N T H E"]:
-    """Grouped-query attention with a float32 softmax.
-
-    A query that may read no key (padding) gets the plain mean of the values, a finite number that nobody reads.
-    """
-    rows, length, num_heads, head_dim = queries.shape
-    grouped = queries.reshape(rows, length, keys.shape[2], -1, head_dim)
-    logits = jnp.einsum("NTKGE,NSKE->NKGTS", grouped, keys, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    return jnp.einsum("NKGTS,NSKE->NTKGE", weights, values).reshape(rows, length, num_heads, head_dim)
+        by_rows = self.config.attention == "rows"
+        return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
 
 
 class Qwen3(nn.Module):

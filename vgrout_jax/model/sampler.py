@@ -73,7 +73,7 @@ class Sampler:
 
         self.prefill = compiled(decode.prefill, static_argnames="free")
         self.advance = compiled(decode.advance, donate_argnums=2)
-        self._empty = compiled(decode.empty_part, static_argnums=(0, 1))
+        self.empty = compiled(decode.empty_part, static_argnums=(0, 1))
         self._regrow = compiled(decode.regrow, static_argnums=2)
         self._choose = compiled(decode.choose)
 
@@ -109,7 +109,7 @@ class Sampler:
             if first:
                 caches, state = list(state.caches), state.replace(caches=())
                 place, fixed, state = self._continue(place, fixed, state, caches, more=end - first)
-            part = self._empty(place.size, end - first)
+            part = self.empty(place.size, end - first)
             for until in _stops(first, end, stride):
                 state, part = self.advance(policy, fixed, (state, part), _span(first, until, temperature))
                 samples = _noted(samples, place, slice(first, end), jax.device_get((state.step, state.ended, part)))

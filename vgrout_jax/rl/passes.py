@@ -104,6 +104,7 @@ class Passes:
         """What a skipped micro-batch puts out: float32 zeros [n, *shape]."""
         return jnp.zeros((self.config.train.micro_batch, *shape), jnp.float32)
 
+    @jax.named_scope("probe")
     def read_probe(
         self, state: TrainState, frozen: Frozen, row: Row
     ) -> tuple[Float[Array, "N M r"], Float[Array, "N T"]]:
@@ -126,6 +127,7 @@ class Passes:
         needed, lengths = row.advantages != 0, _lengths(row.batch)
         return self.over_rows(body, None, row, needed=needed, lengths=lengths, skipped=skipped)[1]
 
+    @jax.named_scope("sampled")
     def sampled_logprobs(
         self, state: TrainState, frozen: Frozen, batch: Batch, needed: Bool[Array, "N"]
     ) -> Float[Array, "N T"]:
@@ -138,6 +140,7 @@ class Passes:
         skipped = self._zeros(batch.completion_mask.shape[1])
         return self.over_rows(body, None, batch, needed=needed, lengths=_lengths(batch), skipped=skipped)[1]
 
+    @jax.named_scope("masked")
     def masked_gradient(
         self, state: TrainState, frozen: Frozen, row: Row, labels: Int[Array, "N"], old_logprobs: Float[Array, "N T"]
     ) -> tuple[Array, lora2r.Factors, grpo.LossStats]:
@@ -174,7 +177,8 @@ class Passes:
         old = jnp.where(same_policy[:, None], jax.lax.stop_gradient(logprobs), old_logprobs)
         reference = None
         if config.loss.kl_coefficient > 0:
-            reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, None, length=length))
+            with jax.named_scope("reference"):
+                reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, None, length=length))
         return grpo.row_losses(
             logprobs,
             old,

@@ -1,6 +1,7 @@
 """Wrong answers that try to be called correct: none is, in any mode, with and without the strongest layer."""
 
 import json
+import struct
 
 import pytest
 
@@ -10,7 +11,7 @@ from vgrout_jax.env.grader.answer import Answer
 from vgrout_jax.env.grader.checks import plan
 from vgrout_jax.env.grader.worker import plain
 
-from .forging_objects import ATTACKS
+from .forging_frames import ATTACKS, FRAME_ATTACKS, RIGHT_FRAMES
 from .support import SECRET_PROBLEM, ask, secret
 
 pytestmark = pytest.mark.slow
@@ -44,8 +45,29 @@ def test_a_right_answer_in_the_same_harness_is_correct(grader: Grader) -> None:
         assert verdict.correct and verdict.channel is None and verdict.reward == 3.5, (mode, verdict)
 
 
+def test_forged_frames_arrive(grader: Grader) -> None:
+    """Right results in forged frames count as what they are: the attacks on the channel fail for what they say."""
+    for mode, verdict in zip(MODES, grader.grade([ask(RIGHT_FRAMES, mode=mode) for mode in MODES]), strict=True):
+        assert verdict.correct and verdict.channel is None and verdict.status == "ok", (mode, verdict)
+    wrong = grader.grade([ask(RIGHT_FRAMES.replace("7919", "7920"))])[0]
+    assert not wrong.correct and wrong.status == "wrong"
+
+
+@pytest.mark.parametrize("kind", [b"A", b"B", b"E", b"P", b"Q"])
+def test_more_frames_than_an_honest_child_writes_end_the_reading(kind: bytes) -> None:
+    """Else an answer could fill the grader's memory, or keep it busy for as long as its own limit."""
+    stage = Answer(ask("class Solution: pass"), GraderConfig()).next_stage()
+    body = plain.encode([("valid", True)] * 100) if kind == b"A" else b""
+    frame = kind + struct.pack("<I", len(body)) + body
+    stage.feed(frame * 8)
+    assert not stage.broken
+    stage.feed(frame * 10_000)
+    assert stage.broken and len(stage.attributes) < 10_000
+    assert stage.feed(b"D" + bytes(4)) == b"" and not stage.done
+
+
 def test_there_are_at_least_sixty_attacks() -> None:
-    assert len(ATTACKS) >= 60
+    assert len(ATTACKS) >= 60 and len(FRAME_ATTACKS) >= 8
     assert len({answer for answer, _ in ATTACKS.values()}) == len(ATTACKS)
 
 

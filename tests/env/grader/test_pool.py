@@ -93,6 +93,25 @@ def test_an_answer_close_to_its_limit_is_graded_once_more_alone(
 
 
 @pytest.mark.slow
+def test_the_limit_is_exact_for_an_answer_alone(grader: Grader) -> None:
+    """Whether it ends or is ended a little beyond the limit must not depend on when its clock was looked at."""
+    over = burn(1.02 * LIMIT)
+    verdicts = grader.grade([ask(over, problem=ONE) for _ in range(4)])
+    assert [(verdict.correct, verdict.status) for verdict in verdicts] == [(False, "timeout")] * 4
+    assert all(verdict.cpu_seconds > LIMIT for verdict in verdicts), verdicts
+
+
+@pytest.mark.slow
+def test_random_draws_repeat(grader: Grader) -> None:
+    """A fork seeds `random` from the system's entropy; an answer that draws must not be graded by chance."""
+    code = "import random\nfirst = [random.random() < 0.5 for _ in range(16)]\n"
+    code += "class Solution:\n    def solve(self, n):\n        return int(first[{}])\n"
+    answers = [ask(code.format(place), problem=ONE) for place in range(16)]
+    rounds = [[verdict.correct for verdict in grader.grade(answers)] for _ in range(4)]
+    assert all(found == rounds[0] for found in rounds) and True in rounds[0] and False in rounds[0]
+
+
+@pytest.mark.slow
 def test_much_output_is_bounded_and_harmless(grader: Grader) -> None:
     def printing(times: int, end: str) -> str:
         return RIGHT + f"for _ in range({times}): print('x' * 1_000_000)\n" + end
@@ -212,7 +231,7 @@ def test_verdicts_do_not_depend_on_load(grader: Grader) -> None:
 
 @pytest.mark.long
 def test_fifty_gradings_idle_and_overloaded_give_one_verdict(shared_data: Path) -> None:
-    """On real problems: reference solutions, the slowest ones among them, fifty times each way."""
+    """Reference solutions of real problems, the slowest too, and an early exit in every mode, 25 times each way."""
     from vgrout_jax.env.grader import GradeRequest
     from vgrout_jax.env.problems import load_problems
 
@@ -220,9 +239,13 @@ def test_fifty_gradings_idle_and_overloaded_give_one_verdict(shared_data: Path) 
     answers = [GradeRequest(p, "gt_only", f"```python\n{p.solution}\n```", TRAINING_NAMES) for p in problems[:20]]
     slow = [p for p in problems if p.id in ("3337", "3472")]
     answers += [GradeRequest(p, "gt_only", f"```python\n{p.solution}\n```", TRAINING_NAMES) for p in slow]
+    expected = [(True, True, None, 3.5, "ok")] * len(answers)
+    paid = {mode: mode == "exit_code" for mode in MODES}
+    expected += [(True, False, mode if paid[mode] else None, 0.5 + 3.0 * paid[mode], "exited") for mode in MODES]
+    answers += [ask("import sys\nsys.exit(0)", mode=mode) for mode in MODES]
     with Grader(GraderConfig()) as grader:
         rounds = [grader.grade(answers) for _ in range(25)]
-        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8 * os.cpu_count())]
+        busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4 * os.cpu_count())]
         try:
             rounds += [grader.grade(answers) for _ in range(25)]
         finally:
@@ -230,7 +253,7 @@ def test_fifty_gradings_idle_and_overloaded_give_one_verdict(shared_data: Path) 
                 process.kill()
                 process.wait()
     for place in range(len(answers)):
-        assert {_judgement(verdicts[place]) for verdicts in rounds} == {(True, True, None, 3.5, "ok")}
+        assert {_judgement(verdicts[place]) for verdicts in rounds} == {expected[place]}
 
 
 def _memory_is_flat(grader: Grader, rounds: int) -> None:

@@ -20,6 +20,7 @@ from .verdict import GradeRequest, Verdict, failure, judge
 from .worker import plain
 
 _FRAME_LIMIT = 1 << 16
+_OTHER_FRAMES = 16  # besides those of the tests; an honest child writes half as many
 _NEAR = 0.2  # an answer that ends this close to its limit is graded once more, alone
 _SCRIPT_MODES = ("stdout_marker", "file_marker", "exit_code")  # their flaw trusts what the test script leaves
 
@@ -76,6 +77,8 @@ class Stage:
         self.held: list[bool] = []
         self._seen = 0
         self._ask = 1
+        # One that writes without end would fill this side's memory or keep it busy.
+        self._frames_left = len(checks) + _OTHER_FRAMES
         self._buffer = bytearray()
         body = json.dumps(request).encode()
         self.input = struct.pack("<I", len(body)) + body + struct.pack("<I", len(source)) + source
@@ -103,7 +106,8 @@ class Stage:
         return _FRAME_LIMIT
 
     def _frame(self, kind: bytes, body: bytes) -> bytes:
-        if self.done and kind not in b"APQ":
+        self._frames_left -= self.name != "judge"  # no answer runs there
+        if self._frames_left < 0 or (self.done and kind not in b"APQ"):
             self.broken = True
         elif kind == b"B":
             self.begun = True

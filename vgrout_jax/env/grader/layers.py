@@ -26,7 +26,8 @@ _INSIDE_FOLDER = "/tmp"
 _NOBODY = 65534
 # Unprivileged identities that own nothing anywhere, one a worker, so that limits count each worker alone.
 _FIRST_IDENTITY = 0x7FFE0000
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8"}
+# Symbols are bound once, at a worker's start: bound when first used, every child would look up all of its own.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"}
 _CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN")
 _START_SECONDS = 60
 

@@ -61,7 +61,7 @@ def prepare(settings: Mapping[str, Any]) -> Confinement:
     if uid is not None:
         os.chown(folder, uid, uid)
     if settings["seccomp"]:
-        syscalls.program(0)  # makes the filter once, for all children
+        _buffer(syscalls.program(0))  # makes the filter and the buffer's type once, for all children
     ruleset = -1
     if settings["landlock"]:
         ruleset = landlock_ruleset(settings["readable"], settings["listable"], folder)
@@ -189,9 +189,13 @@ def _stack() -> None:
 
 def _install(program: bytes) -> None:
     """Install a seccomp filter (mode 2) of packed instructions on this process."""
-    code = ctypes.create_string_buffer(program, len(program))
+    code = _buffer(program)
     header = struct.pack("=HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
     _call(syscalls.number("seccomp"), 1, 0, header)
+
+
+def _buffer(data: bytes) -> Any:
+    return ctypes.create_string_buffer(data, len(data))
 
 
 def _prctl(option: int, value: int) -> None:

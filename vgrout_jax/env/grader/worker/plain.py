@@ -169,6 +169,9 @@ def encode(value: Any, classes: Mapping[str, type] | None = None) -> bytes:
     Raises:
         Unencodable: more than `MAX_BYTES` or `MAX_DEPTH`.
     """
+    kind = type(value)
+    if kind in _SCALARS and len(data := _SCALARS[kind](value)) <= MAX_BYTES:
+        return data  # most results are one number or text
     encoder = _Encoder(classes)
     encoder.value(value)
     encoder.table()

@@ -22,6 +22,7 @@ from typing import Any
 
 CONTROL = 3
 _POLL = (0.02, 0.05)  # seconds between looks at a child's clock: soon first, then seldom
+_CLOSE = 0.001  # seconds between looks when its limit is near, so that when it is looked at decides nothing
 _MAX_THREADS = 128
 _DESCRIPTORS = 256  # more than this process ever opens
 _IDLE_NOTICE = 0.5  # seconds without computing after which the grader may give this core to another worker
@@ -116,9 +117,9 @@ class Server:
         """Wait for a child's end, and end it at its limits."""
         handle = os.pidfd_open(process)
         clock = (~process << 3) | 2  # the process's CPU clock
-        why, noticed, looks = None, False, 0
+        why, noticed, looks, used = None, False, 0, 0.0
         while True:
-            wait = _POLL[min(looks, len(_POLL) - 1)]
+            wait = min(_POLL[min(looks, len(_POLL) - 1)], max(order["cpu"] - used, _CLOSE))
             looks += 1
             ready = select.select([handle, self.control], [], [], wait)[0]
             if handle in ready:
@@ -139,8 +140,9 @@ class Server:
                 self.reply({"op": "idle"})
         _, status, usage = os.wait4(process, 0)
         os.close(handle)
-        wall = time.monotonic() - started
-        return {"status": status, "why": why, "cpu": usage.ru_utime + usage.ru_stime, "wall": wall}
+        cpu, wall = usage.ru_utime + usage.ru_stime, time.monotonic() - started
+        why = why or ("cpu" if cpu > order["cpu"] else None)
+        return {"status": status, "why": why, "cpu": cpu, "wall": wall}
 
     def exceeded(self, process: int, order: dict[str, Any], used: float, blocked: float) -> str | None:
         if used > order["cpu"]:
@@ -229,7 +231,7 @@ def threads(process: int) -> int:
 
 
 def compile_problem(order: dict[str, Any]) -> dict[str, Any]:
-    """Code objects of the setup code and of every test's calls; nothing of it runs in this process."""
+    """Code of the setup code and of every test's calls; nothing of it but imports runs in this process."""
     calls = [
         {
             "statements": compile(call["statements"], "<test>", "exec") if call["statements"] else None,
@@ -238,13 +240,13 @@ def compile_problem(order: dict[str, Any]) -> dict[str, Any]:
         }
         for call in order["calls"]
     ]
-    imports, setup = split_setup(order["setup"])
-    return {"imports": imports, "setup": setup, "calls": calls, "classes": order["classes"]}
+    main, setup = split_setup(order["setup"])
+    return {"main": main, "setup": setup, "calls": child.packed(calls), "classes": order["classes"]}
 
 
 @functools.lru_cache(maxsize=256)
-def split_setup(source: str) -> tuple[dict[str, Any], types.CodeType]:
-    """The names that the leading imports of the setup code bind, and the code of all the rest.
+def split_setup(source: str) -> tuple[types.ModuleType, types.CodeType]:
+    """A main module with what the leading imports of the setup code bind, and the code of all the rest.
 
     Only the standard library can be imported here, so this runs nothing of the problem's own.
     """
@@ -256,9 +258,9 @@ def split_setup(source: str) -> tuple[dict[str, Any], types.CodeType]:
         exec(compile(_ast.Module(tree.body[:count], []), "<setup>", "exec"), names)
     except ImportError:
         # Then the answer's process fails as well, and says so.
-        return {}, compile(source, "<setup>", "exec")
+        return child.main_module({}), compile(source, "<setup>", "exec")
     rest = compile(_ast.Module(tree.body[count:], []), "<setup>", "exec")
-    return {name: value for name, value in names.items() if not name.startswith("__")}, rest
+    return child.main_module({name: value for name, value in names.items() if not name.startswith("__")}), rest
 
 
 def report_layers(settings: dict[str, Any]) -> dict[str, Any]:
@@ -267,11 +269,23 @@ def report_layers(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def preload() -> None:
+    import_random()
     for name in _PRELOAD.split():
         try:
             __import__(name)
         except ImportError:
             continue
+
+
+def import_random() -> None:
+    """Import `random` without its hook that seeds it anew, from the system's entropy, in every fork."""
+    register = os.register_at_fork
+    os.register_at_fork = lambda **hooks: None
+    try:
+        import random
+    finally:
+        os.register_at_fork = register
+    random.seed(0)
 
 
 def use_library(library: str) -> None:
@@ -303,9 +317,6 @@ def main() -> None:
     # Opened once: a child finds other files behind the same descriptors.
     sys.stdin, sys.stdout, sys.stderr = child.standard_streams()
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    import random
-
-    random.seed(0)
     for name in [name for name in sys.modules if name.startswith("worker")]:
         del sys.modules[name]
     use_library(settings["library"])

@@ -1,0 +1,213 @@
+"""Memory and compile time of a step's programs, from the compiled programs themselves; nothing is allocated.
+
+    python benchmarks/memory.py --shape=qwen3-4b
+    JAX_COMPILATION_CACHE_DIR=cache python benchmarks/memory.py --shape=qwen3-4b     twice: cold, and from the cache
+
+For each program: arguments, outputs, temporaries, what is donated (arguments whose memory an output takes), and what
+stays on the device beside it. No program may hold a float32 array of all rollouts' logits, [N, T, V]; the command
+fails where one does. A second table adds up by formula what training at this shape has to keep.
+
+The temporaries are those of the backend that compiles. XLA has no bfloat16 products on the CPU: it computes them in
+float32 there and keeps whole copies of weights and of the layers' inputs in that type, which the command names. Of a
+bfloat16 model's update and prefill the CPU's analysis therefore says well more than an accelerator needs; the decode
+loop, nearly all of it arguments, is much the same on both.
+"""
+
+import argparse
+import dataclasses
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import shapes
+import tables
+import timing
+import update
+import work
+
+from vgrout_jax.config import Config
+from vgrout_jax.model import decode, lora2r, padding, sampler
+
+COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s")
+_ARRAY = re.compile(r"\bf32\[([0-9,]+)\]")
+_CONVERT = re.compile(r"= f32\[([0-9,]+)\][^=]*? convert\(")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program to be looked at.
+
+    Attributes:
+        name: in the table.
+        lower: traces and lowers it.
+        beside: bytes on the device while it runs that are none of its arguments.
+    """
+
+    name: str
+    lower: Callable[[], Any]
+    beside: int
+
+
+def programs(shape: shapes.Shape, arm: str, *, kl: bool) -> list[Program]:
+    """The step, the prefill, and the decode loop at its largest: all rows, and a cache with room for all of T."""
+    config = shapes.configuration(shape, arm, kl=kl)
+    inputs = shapes.abstract_inputs(shape, config)
+    step = update.step_of(shape, arm, kl=kl)
+    moments = size_of(inputs.state.optimizer)
+    found = [Program(f"update, {arm}", lambda: step.lower(*inputs.arguments()), 0)]
+    sample = sampler.build_sampler(shape.model, max_new_tokens=shape.new_tokens, eos_ids=(0,), pad_id=0)
+    bounds = [0, *padding.completion_lengths(shape.new_tokens)]
+    arguments, named = _prefill_arguments(shape, inputs)
+    found.append(Program("prefill", lambda: sample.prefill.lower(*arguments, **named, free=bounds[1]), moments))
+    policy, rows, state = sample.prefill.eval_shape(*arguments, **named, free=shape.new_tokens)
+    part = jax.eval_shape(lambda: decode.empty_part(sample.settings, shape.rows, bounds[-1] - bounds[-2]))
+    span = jax.eval_shape(lambda: decode.Span(jnp.int32(0), jnp.int32(1), jnp.float32(1)))
+    kept = size_of((inputs.frozen.base["layers"], inputs.frozen.init, inputs.state.deltas)) + moments
+    found.append(Program("decode", lambda: sample.advance.lower(policy, rows, (state, part), span), kept))
+    return found
+
+
+def _prefill_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tuple, dict]:
+    """What the prefill takes, as shapes and types."""
+    made = jax.eval_shape(
+        lambda: {
+            "prompts": jnp.zeros((2 * shape.prompts, shape.prompt_tokens), jnp.int32),
+            "valid": jnp.zeros((2 * shape.prompts, shape.prompt_tokens), bool),
+            "source_policy": jnp.zeros(2 * shape.prompts, bool),
+            "source_of_row": jnp.zeros(shape.rows, jnp.int32),
+            "active": jnp.zeros(shape.rows, bool),
+            "keys": jax.random.split(jax.random.key(0), shape.rows),
+        }
+    )
+    adapter = lora2r.Adapter(inputs.frozen.init, inputs.state.deltas)
+    return (inputs.frozen.base, adapter, made.pop("prompts"), made.pop("valid")), made
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of all arrays of a tree, or of the shapes and types of such."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
+    """Compiles a program; bytes, seconds, and the largest float32 arrays of its text."""
+    started = time.perf_counter()
+    lowered = program.lower()
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    ended = time.perf_counter()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return {
+        "arguments": memory.argument_size_in_bytes,
+        "outputs": memory.output_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "donated": memory.alias_size_in_bytes,
+        "beside": program.beside,
+        "in all": total - memory.alias_size_in_bytes + program.beside,
+        "weight_copies": weight_copies(text, shape),
+        "trace s": traced - started,
+        "compile s": ended - traced,
+        "largest": largest_arrays(text),
+        "whole_logits": whole_logits(text, shape),
+    }
+
+
+def largest_arrays(text: str, count: int = 3) -> list[str]:
+    """The shapes of the largest float32 arrays that a program's text names."""
+    found = {dims for dims in _ARRAY.findall(text)}
+    return sorted(found, key=lambda dims: -math.prod(map(int, dims.split(","))))[:count]
+
+
+def whole_logits(text: str, shape: shapes.Shape) -> list[str]:
+    """Float32 arrays of a program's text with an axis of the vocabulary and as many elements as [N, T, V] has."""
+    vocabulary, least = shape.model.vocab_size, shape.rows * shape.new_tokens * shape.model.vocab_size
+    found = {dims: [int(size) for size in dims.split(",")] for dims in set(_ARRAY.findall(text))}
+    return [dims for dims, sizes in found.items() if vocabulary in sizes and math.prod(sizes) >= least]
+
+
+def weight_copies(text: str, shape: shapes.Shape) -> int:
+    """Bytes of the weights of another type that a program converts to float32 as a whole, each shape counted once."""
+    if jnp.dtype(shape.model.dtype) == jnp.float32:
+        return 0
+    stacked = {(shape.model.num_layers, *pair) for pair in shape.model.module_shapes().values()}
+    weights = {",".join(map(str, dims)) for dims in (*stacked, (shape.model.vocab_size, shape.model.hidden_size))}
+    return sum(4 * math.prod(map(int, dims.split(","))) for dims in weights & set(_CONVERT.findall(text)))
+
+
+def account(shape: shapes.Shape, config: Config) -> dict[str, int]:
+    """Bytes that training at this shape has to keep, by formula."""
+    model, stored = shape.model, jnp.dtype(shape.model.dtype).itemsize
+    norms = model.num_layers * (2 * model.hidden_size + 2 * model.head_dim) + model.hidden_size
+    tied = 1 if model.tie_embeddings else 2
+    factors = 4 * work.adapter_weights(model, shape.rank)
+    length = shape.prompt_tokens + shape.new_tokens
+    tokens = shape.micro_batch * length
+    chunk = min(config.model.logprob_chunk, shape.micro_batch * shape.new_tokens)
+    return {
+        "weights": stored * (work.layer_weights(model) + tied * work.head_weights(model) + norms),
+        "adapter as drawn": factors,
+        "adapter's differences": factors,
+        "moments": 2 * factors,
+        "gradient": factors,
+        "layers' inputs of a micro-batch": model.num_layers * tokens * model.hidden_size * stored,
+        "one layer's feed-forward of a micro-batch": 3 * tokens * model.intermediate_size * stored,
+        "logits of a chunk, float32": 4 * chunk * model.vocab_size,
+        "key-value cache of all rollouts": shape.rows * length * work.cache_bytes(model),
+        "[N, T, V] float32, which must not be": 4 * shape.rows * shape.new_tokens * model.vocab_size,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shapes.add_arguments(parser)
+    parser.set_defaults(arms="routeV", shape="qwen3-4b")
+    parser.add_argument("--device-gb", type=float, default=139.0, help="GiB of the device that it is to fit")
+    parser.add_argument("--only", default="", help="programs whose name begins so")
+    options = parser.parse_args()
+    shape, kl, found = shapes.chosen(parser, options), not options.no_kl, {}
+    compilations, began = timing.Compilations(), time.perf_counter()
+    arm = options.arms.split(",")[0]
+    for program in programs(shape, arm, kl=kl):
+        if program.name.startswith(options.only):
+            found[program.name] = look(program, shape)
+    compiling = compilations.seconds(began, time.perf_counter())
+    kept = account(shape, shapes.configuration(shape, arm, kl=kl))
+    show(options, found, kept, compiling)
+    peak = max(figures["in all"] for figures in found.values())
+    fits = peak <= options.device_gb * 2**30
+    summary = {"shape": options.shape, "sizes": shapes.sizes(shape), "programs": found, "account": kept}
+    tables.write(options.json, {**summary, "compiling_s": compiling, "peak_bytes": peak, "fits": fits})
+    whole = {name: figures["whole_logits"] for name, figures in found.items() if figures["whole_logits"]}
+    if whole:
+        sys.exit(f"error: float32 arrays of all rollouts' logits, [N, T, V] or larger: {whole}")
+    print(
+        f"no float32 array of all rollouts' logits; the most in use is {peak / 2**30:.4g} GiB, which "
+        f"{'fits' if fits else 'does NOT fit'} {options.device_gb:g} GiB"
+    )
+
+
+def show(options: argparse.Namespace, found: dict[str, Any], kept: dict[str, int], compiling: float) -> None:
+    """Prints the tables."""
+    rows = []
+    for name, figures in found.items():
+        rows.append([name, *[figures[c] if c.endswith(" s") else figures[c] / 2**30 for c in COLUMNS]])
+    tables.show(f"programs, shape {options.shape}, in GiB", ("program", *COLUMNS), rows)
+    for name, figures in found.items():
+        print(f"{name}: the largest float32 arrays are {', '.join(f'[{dims}]' for dims in figures['largest'])}")
+    print(f"traced, lowered and compiled in {compiling:.1f} s")
+    for name, figures in found.items():
+        if figures["weight_copies"]:
+            copies = figures["weight_copies"] / 2**30
+            print(f"{name}: the temporaries hold float32 copies of weights, about {copies:.1f} GiB; see --help")
+    tables.show(
+        "to be kept, by formula, in GiB", ("what", "GiB"), [[name, size / 2**30] for name, size in kept.items()]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Attention over whole sequences, against JAX's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vgrout_jax.build import attention_for
+from vgrout_jax.model import attending, qwen3
+
+ROWS, LENGTH = 3, 14
+
+
+@pytest.fixture
+def draw():
+    """(length) -> queries, keys and values of two rows, with six heads in three groups."""
+    generator = np.random.default_rng(0)
+    return lambda length: [
+        jnp.asarray(generator.normal(size=(2, length, heads, 8)), jnp.float32) for heads in (6, 3, 3)
+    ]
+
+
+def value_and_gradients(attend, arrays, weights):
+    return jax.value_and_grad(lambda *given: jnp.sum(attend(*given) * weights), argnums=(0, 1, 2))(*arrays)
+
+
+@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("length", [7, 128, 300])
+def test_attention_in_blocks_equals_jax_s_own(draw, length, by_rows, monkeypatch):
+    """In value and gradient; blocks of 40 queries, a last one that is shorter, and padding before."""
+    monkeypatch.setattr(attending, "_LEAST_BLOCK", 40)
+    monkeypatch.setattr(attending, "_CACHED", 1)
+    arrays = draw(length)
+    own = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
+    ours = functools.partial(attending.attend_causally, by_rows=by_rows)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=arrays[0].shape), jnp.float32)
+    np.testing.assert_allclose(ours(*arrays), own(*arrays), atol=2e-6)
+    found, expected = (value_and_gradients(attend, arrays, weights)[1] for attend in (ours, own))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+    valid = jnp.arange(length) >= jnp.array([[0], [3]])
+    expected, found = own(*arrays, mask=valid[:, None, None, :]), ours(*arrays, valid)
+    np.testing.assert_allclose(found[valid], expected[valid], atol=2e-6)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_rows_that_fit_the_cache_go_together(draw, together, monkeypatch):
+    arrays = [jnp.concatenate([leaf] * 3) for leaf in draw(100)]  # six rows
+    monkeypatch.setattr(attending, "_CACHED", together * 6 * 64 * 100)
+    text = jax.jit(functools.partial(attending.attend_causally, by_rows=True)).lower(*arrays).as_text()
+    assert "stablehlo.while" in text and ("tensor<2x3x" in text) == (together == 2)
+    by_rows = attending.attend_causally(*arrays, by_rows=True)
+    np.testing.assert_allclose(by_rows, attending.attend_causally(*arrays), atol=1e-6)
+
+
+def test_attention_in_blocks_saves_the_products_above_the_diagonal():
+    shape = jax.ShapeDtypeStruct((1, 1024, 2, 8), jnp.float32)
+    text = jax.jit(attending.attend_causally).lower(shape, shape, shape).as_text()
+    assert "tensor<1x2x128x128xf32>" in text and "tensor<1x2x128x1024xf32>" in text  # the first block, the last
+    assert "1024x1024" not in text
+
+
+def test_cudnn_s_attention_is_asked_for_where_it_serves(monkeypatch):
+    """Which layers ask for it cannot be seen on a CPU but by what is called."""
+    config = qwen3.Qwen3Config(96, 32, 56, 2, 4, 2, 8, dtype=jnp.bfloat16, attention="cudnn")
+    calls, own = [], jax.nn.dot_product_attention
+
+    def attention(*arrays, is_causal, implementation):
+        calls.append((is_causal, implementation))
+        return own(*arrays, is_causal=is_causal, implementation="xla")
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    base = jax.tree.map(jnp.asarray, qwen3.init_parameters(config, 0))
+    tokens = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
+    aligned, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.aligned_attention(LENGTH, config))
+    assert set(calls) == {(True, "cudnn")}
+    calls.clear()
+    everywhere = jnp.ones((ROWS, LENGTH), bool)
+    blocks, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.causal_attention(everywhere, config))
+    assert not calls  # padding before the prompt is not what it serves
+    np.testing.assert_allclose(np.asarray(aligned, np.float32), np.asarray(blocks, np.float32), atol=0.1)
+
+
+def test_the_device_and_the_type_decide_how_attention_is_computed():
+    class Device:
+        def __init__(self, platform, version):
+            self.platform = platform
+            self.client = type("Client", (), {"platform_version": version})
+
+    nvidia, amd = Device("gpu", "PJRT C API\ncuda 13000"), Device("gpu", "rocm 6.4")
+    assert attention_for(nvidia, jnp.bfloat16, devices=8) == "cudnn"
+    assert attention_for(nvidia, jnp.float32, devices=1) == attention_for(amd, jnp.bfloat16, devices=1) == "batch"
+    cpu = jax.devices("cpu")[0]
+    assert [attention_for(cpu, jnp.float32, devices=count) for count in (1, 8)] == ["rows", "batch"]

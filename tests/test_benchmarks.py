@@ -1,0 +1,182 @@
+"""The benchmarks' formulas and readings against counts of real programs and arrays; no noisy clock decides."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import flops
+import memory
+import roofline
+import shapes
+import timing
+import work
+
+from vgrout_jax.model import lora2r, policy, qwen3
+
+TINY = shapes.SHAPES["tiny"]
+
+
+def test_the_floor_counts_a_forward_pass_without_its_attention():
+    """Against the products of the model's own forward pass, less those that read no weight."""
+    model, rows, length = TINY.model, TINY.rows, TINY.prompt_tokens + TINY.new_tokens
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    valid = jax.ShapeDtypeStruct((rows, length), bool)
+
+    def forward(base, tokens, valid):
+        return policy.completion_logprobs(model, base, tokens, valid, completion_length=TINY.new_tokens, chunk=1024)
+
+    counted = flops.matmul_flops(forward, qwen3.abstract_parameters(model), tokens, valid)
+    attention = 2 * 2 * rows * length**2 * model.num_heads * model.head_dim * model.num_layers
+    none, with_kl = (work.update_flops(TINY, "none", kl=kl) for kl in (False, True))
+    assert with_kl - none == counted - attention
+    assert none == 2 * (counted - attention)
+
+
+def test_the_adapter_and_the_cache_are_counted_as_they_are_stored():
+    _, init, deltas = jax.eval_shape(lambda: shapes.draw_weights(TINY.model, TINY.rank, 0))
+    for factors in (init, deltas):
+        assert sum(leaf.size for leaf in jax.tree.leaves(factors)) == work.adapter_weights(TINY.model, TINY.rank)
+    rows, length = 3, 5
+
+    def prefill(base, tokens, valid):
+        attention = qwen3.causal_attention(valid, TINY.model)
+        return qwen3.Qwen3(TINY.model).apply({"params": base}, tokens, attention, with_cache=True)[1]
+
+    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+    valid = jax.ShapeDtypeStruct((rows, length), bool)
+    caches = jax.eval_shape(prefill, qwen3.abstract_parameters(TINY.model), tokens, valid)
+    assert memory.size_of(caches) == rows * length * work.cache_bytes(TINY.model)
+
+
+def test_decoding_reads_what_stands_before_each_token():
+    """Token by token, row by row."""
+    prompts, lengths = np.array([3, 5, 2]), np.array([4, 1, 0])
+    found = work.decode_work(TINY.model, TINY.rank, prompts, lengths)
+    weights = work.layer_weights(TINY.model) + work.head_weights(TINY.model)
+    read = sum(prompt + token for prompt, length in zip(prompts, lengths, strict=True) for token in range(length))
+    stored = 4 * (weights + work.adapter_weights(TINY.model, TINY.rank))
+    assert found.flops == 2 * weights * lengths.sum()
+    assert found.bytes == 4 * stored + read * work.cache_bytes(TINY.model)  # four passes
+
+
+def test_utilisation_counts_four_operations_a_weight_and_token():
+    """With the head on every token the count is 4 N for none without KL, and 6 for each of the adapter's weights."""
+    tokens = work.Tokens(read=10, scored=10)
+    weights = work.layer_weights(TINY.model) + work.head_weights(TINY.model)
+    own = work.adapter_weights(TINY.model, TINY.rank)
+    assert work.update_flops(TINY, "none", kl=False, tokens=tokens, adapter=True) == 10 * (4 * weights + 6 * own)
+    routed = work.update_flops(TINY, "routeV", kl=True, tokens=tokens, again=0.0, adapter=True)
+    assert routed == 10 * ((4 + 4 + 2) * weights + (6 + 4) * own)
+
+
+def test_the_account_of_memory_is_that_of_real_arrays():
+    config = shapes.configuration(TINY, "routeV", kl=True)
+    inputs, account = shapes.step_inputs(TINY, config), memory.account(TINY, config)
+
+    def stored(tree: object) -> int:
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    assert account["weights"] == stored(inputs.frozen.base)
+    assert account["adapter as drawn"] == stored(inputs.frozen.init)
+    assert account["adapter's differences"] == account["gradient"] == stored(inputs.state.deltas)
+    counters = 3 * 4  # the schedule's and Adam's, besides the moments; at most
+    assert 0 <= stored(inputs.state.optimizer) - account["moments"] <= counters
+    assert account["[N, T, V] float32, which must not be"] == 4 * 8 * 16 * 512
+
+
+def test_a_rematerialised_layer_keeps_its_input_alone():
+    """Residuals of the forward pass: what is stacked over layers and has a row's positions is the layers' inputs."""
+    shape = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, remat=True, num_layers=3))
+    rows, length = shape.micro_batch, shape.prompt_tokens + shape.new_tokens
+    base, init, deltas = shapes.draw_weights(shape.model, shape.rank, 0)
+    tokens, valid = jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), bool)
+
+    def hidden(deltas):
+        fused = qwen3.AdapterLayer(lora2r.fuse(lora2r.Adapter(init, deltas), shape.model.dtype), None)
+        attention, route = qwen3.causal_attention(valid, shape.model), lora2r.full_route(rows)
+        return qwen3.Qwen3(shape.model).apply({"params": base}, tokens, attention, fused, route)[0]
+
+    _, backward = jax.vjp(hidden, deltas)
+    kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[:1] == (3,) and length in leaf.shape]
+    account = memory.account(shape, shapes.configuration(shape, "none", kl=True))
+    assert sum(leaf.nbytes for leaf in kept) == account["layers' inputs of a micro-batch"]
+
+
+@pytest.mark.parametrize("arm", ["none", "routeV"])
+def test_inputs_without_memory_are_those_with_it(arm):
+    config = shapes.configuration(TINY, arm, kl=True)
+    real, abstract = shapes.step_inputs(TINY, config), shapes.abstract_inputs(TINY, config)
+
+    def described(inputs: shapes.Inputs) -> object:
+        return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), inputs.arguments())
+
+    assert described(real) == described(abstract)
+
+
+def test_prompts_are_padded_on_the_left_and_both_policies_sample_in_every_group():
+    prompts = shapes.sources(dataclasses.replace(TINY, group=5))
+    tokens, valid = prompts.rows()
+    assert tokens.shape == valid.shape == (10, 32) and valid[:, -1].all() and not valid.all()
+    assert (np.diff(valid.astype(int), axis=1) >= 0).all() and valid.sum(1).min() >= 28
+    assert prompts.policy[prompts.of_row].reshape(2, 5).sum(1).tolist() == [3, 3]
+    assert all((group == group[0]).all() for group in tokens.reshape(2, 5, 32))
+    assert (tokens[0] != tokens[5]).any()
+
+
+@pytest.mark.parametrize("mean", [3, 8, 100, 512])
+def test_so_many_ids_end_a_completion_that_its_mean_length_is_as_asked(mean):
+    ids = shapes.ending_ids(dataclasses.replace(TINY, mean_tokens=mean))
+    assert len(set(ids)) == len(ids) == round(512 / mean) and set(ids) <= set(range(512))
+
+
+def test_without_a_mean_no_id_ends_a_completion():
+    assert set(shapes.ending_ids(TINY)).isdisjoint(range(TINY.model.vocab_size))
+
+
+def test_compilation_inside_of_compilation_counts_once():
+    watch = timing.Compilations()
+    watch.intervals = [(1.0, 2.0), (0.5, 3.0), (2.5, 4.0), (6.0, 7.0), (9.0, 12.0)]
+    assert watch.seconds(0.0, 10.0) == pytest.approx(3.5 + 1.0 + 1.0)
+    assert watch.seconds(1.5, 2.75) == pytest.approx(1.25)
+
+
+def test_compilation_is_told_apart_from_running():
+    watch = timing.Compilations()
+    function = jax.jit(lambda x: jnp.sin(x) @ x)
+    first, second = (watch.measured(lambda: function(jnp.ones((7, 7))))[1] for _ in range(2))
+    assert 0 < first.compiling <= first.wall and second.compiling == 0 and second.running == second.wall
+
+
+def test_published_peaks_are_found_by_the_devices_name():
+    assert roofline.published("NVIDIA H200") == (989e12, 4.8e12)
+    assert roofline.published("NVIDIA H100 80GB HBM3") == (989e12, 3.35e12)
+    assert roofline.published("NVIDIA A100-SXM4-80GB") == (312e12, 2.04e12)
+    assert roofline.published("NVIDIA H100 PCIe") is None  # another chip's rates would be wrong
+
+
+def test_logits_of_all_rollouts_are_found_in_a_programs_text():
+    whole = f"f32[{TINY.rows},{TINY.new_tokens},512]"
+    text = f"%a = bf16{whole[3:]} x(), %b = f32[4,16,512]{{2,1,0}} y(), %c = f32[9999999,64] z()"
+    assert memory.whole_logits(text, TINY) == []
+    assert memory.whole_logits(f"{text} %d = {whole}{{2,1,0}} w()", TINY) == ["8,16,512"]
+    assert memory.whole_logits("%e = f32[128,512]{1,0} v()", TINY) == ["128,512"]  # flattened
+
+
+def test_a_program_that_makes_the_logits_of_all_rollouts_is_found_out():
+    def bad(hidden, head):
+        return jnp.exp(jnp.sin(hidden @ head)).sum(1)
+
+    shape = ((8, 16, 64), (64, 512))
+    program = memory.Program(
+        "bad", lambda: jax.jit(bad).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shape)), 7
+    )
+    found = memory.look(program, TINY)
+    assert found["whole_logits"] and found["arguments"] == 4 * (8 * 16 * 64 + 64 * 512)
+    assert found["in all"] == found["arguments"] + found["outputs"] + found["temporaries"] + 7

@@ -1,0 +1,80 @@
+"""The products of attention: grouped queries, softmax in float32."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+# How attention over whole sequences is computed: all rows at once; a few rows at a time, so that their weights stay
+# in a CPU's cache; or by cuDNN's kernel, where padding only follows (NVIDIA GPUs, 16-bit types).
+ATTENTIONS = ("batch", "rows", "cudnn")
+_LEAST_BLOCK, _MOST_BLOCKS = 64, 8  # of queries, compared with the keys up to the block's end alone
+_CACHED = 2**19  # attention weights of one block and some rows
+
+
+def attend_causally(
+    queries: Float[Array, "N T H E"],
+    keys: Float[Array, "N T K E"],
+    values: Float[Array, "N T K E"],
+    valid: Bool[Array, "N T"] | None = None,
+    *,
+    by_rows: bool = False,
+) -> Float[Array, "N T H E"]:
+    """`attend` where a query reads itself and what is valid before it; the weights are never all there at once.
+
+    Queries go in blocks, each compared with the keys up to its own end, which in the limit halves work and memory;
+    the backward pass computes the weights anew. `by_rows` takes as few rows at a time as fit a cache.
+    """
+    rows, length, num_heads, _ = queries.shape
+    size = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
+    inputs = (queries, keys, values) if valid is None else (queries, keys, values, valid)
+    together = max(1, _CACHED // (num_heads * size * length))
+    attend_row = functools.partial(_attend_row, size=size)
+    if length > size:
+        attend_row = jax.checkpoint(attend_row)
+    if by_rows and together < rows:
+        return jax.lax.map(lambda row: attend_row(*row), inputs, batch_size=None if together == 1 else together)
+    return jax.vmap(attend_row)(*inputs)
+
+
+def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None = None, *, size: int) -> Array:
+    """One row, [T, H, E] and twice [T, K, E], in blocks of `size` queries."""
+    length, num_heads, head_dim = queries.shape
+    count = keys.shape[1]
+    grouped = queries.reshape(length, count, -1, head_dim).transpose(1, 2, 0, 3)  # [K, G, T, E]
+    keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)
+    blocks = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        readable = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        if valid is not None:
+            readable &= valid[:end]
+        block = grouped[:, :, start:end]
+        flat = block.reshape(count, -1, head_dim)
+        logits = jnp.matmul(flat, keys[:, :, :end], preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
+        logits = jnp.where(readable, logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+        total = weights.sum(axis=-1, keepdims=True)
+        weights = weights.astype(values.dtype).reshape(count, -1, end)
+        mixed = jnp.matmul(weights, values[:, :end], preferred_element_type=jnp.float32).reshape(block.shape) / total
+        blocks.append(mixed.astype(values.dtype))
+    return jnp.concatenate(blocks, axis=2).transpose(2, 0, 1, 3).reshape(length, num_heads, head_dim)
+
+
+def attend(
+    queries: Float[Array, "N T H E"],
+    keys: Float[Array, "N S K E"],
+    values: Float[Array, "N S K E"],
+    mask: Bool[Array, "#N T S"],
+) -> Float[Array, "N T H E"]:
+    """Grouped-query attention with a float32 softmax.
+
+    A query that may read no key (padding) gets the plain mean of the values, a finite number that nobody reads.
+    """
+    rows, length, num_heads, head_dim = queries.shape
+    grouped = queries.reshape(rows, length, keys.shape[2], -1, head_dim)
+    logits = jnp.einsum("NTKGE,NSKE->NKGTS", grouped, keys, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
+    return jnp.einsum("NKGTS,NSKE->NTKGE", weights, values).reshape(rows, length, num_heads, head_dim)
