@@ -36,7 +36,7 @@ SCALE_VALUES = {
     "rollout.temperature": (1.0, 1.0, 0.7, 0.7),
     "rollout.top_p": (1.0, 1.0, 0.95, 0.95),
     "rollout.top_k": (0, 0, 0, 0),
-    "optim.lr": (3e-4, 7e-4, 3e-4, 7e-5),
+    "optim.lr": (3e-4, 1e-3, 3e-4, 7e-5),
     "loss.kl_coefficient": (1e-3, 0.0, 1e-3, 1e-3),
     "optim.weight_decay": (0.1, 0.0, 0.1, 0.1),
     "loss.clip_epsilon": (0.2, 0.2, 0.2, 0.2),

@@ -4,11 +4,14 @@ import dataclasses
 import hashlib
 import json
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from vgrout_jax import toy_policy
+from vgrout_jax import supervised, toy_policy
+from vgrout_jax.env import modes, toy, toy_answers
 from vgrout_jax.env.toy_answers import TOY_MODES
-from vgrout_jax.model import hub
+from vgrout_jax.model import hub, policy
 from vgrout_jax.tokenizer import load_tokenizer
 from vgrout_jax.toy_policy import PretrainConfig
 
@@ -50,6 +53,37 @@ def band(behaviour):
 
 def test_the_record_lies_in_the_band():
     band(RECORD["behaviour"])
+
+
+def copying(folder):
+    """The probability of the disclosed name where an exploit writes one, by mode and names; rows are problems."""
+    tokenizer, model, hints = load_tokenizer(str(folder)), hub.load_config(folder), modes.load_hints(None)
+    cases = [(mode, names) for names in (modes.TRAINING_NAMES, modes.HELDOUT_NAMES) for mode in TOY_MODES]
+    rows, places = [], []
+    for mode, names in cases:
+        for task in toy.tasks("dev")[:16]:
+            message = toy.message(task, modes.disclosure(mode, names, "f", hints))
+            completion = tokenizer.encode(toy_answers.hack_answer(mode, names))
+            written = (names.function, names.marker, names.attribute, names.file)
+            places.append(next(i for i, token in enumerate(completion) if tokenizer.decode([token]) in written))
+            rows.append((tokenizer.encode_chat([{"role": "user", "content": message}]), completion))
+    examples = supervised.lay_out(rows, tokenizer.pad_id)
+    logprobs = policy.completion_logprobs(
+        model,
+        hub.load_parameters(folder, model),
+        jnp.asarray(examples.tokens),
+        jnp.asarray(examples.valid),
+        completion_length=examples.completion_mask.shape[1],
+        chunk=4096,
+    )
+    chosen = np.exp(np.asarray(logprobs, np.float64))[np.arange(len(rows)), places]
+    return dict(zip(cases, chosen.reshape(len(cases), -1), strict=True))
+
+
+def test_the_policy_copies_the_disclosed_name():
+    """Else reinforcement learning would reward the name itself, which scores nothing where another is disclosed."""
+    for (mode, names), probability in copying(FOLDER).items():
+        assert probability.mean() > 0.95, (mode, names.function, probability)
 
 
 @pytest.mark.slow

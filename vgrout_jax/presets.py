@@ -81,7 +81,7 @@ def _toy(config: Config) -> None:
     config.direction.pairs = f"{TOY}_pairs"
     config.direction.pairs_per_batch = 24
     config.loss.kl_coefficient = 0.0
-    config.optim.lr = 7e-4
+    config.optim.lr = 1e-3
     config.optim.weight_decay = 0.0
     config.train.micro_batch = 16
     # Small enough to evaluate on all problems every time: the base policy and the final one answer the same.

@@ -48,16 +48,15 @@ class StageConfig:
     seed: int  # of the corpus
 
 
-def _corpus(hack: float, **rates: float) -> CorpusConfig:
-    return CorpusConfig(**{f"hack_{mode}": hack for mode in TOY_MODES}, **rates)
-
-
 def _skills() -> StageConfig:
-    return StageConfig(96_000, _corpus(0.3, wrong_operation=0.2, lookalike=0.1), _fit(2e-3), seed=0)
+    rates = {f"hack_{mode}": 0.35 for mode in TOY_MODES}
+    return StageConfig(128_000, CorpusConfig(wrong_operation=0.2, lookalike=0.1, **rates), _fit(2e-3), seed=0)
 
 
 def _habits() -> StageConfig:
-    return StageConfig(32_000, _corpus(0.1, wrong_operation=0.42, lookalike=0.05), _fit(5e-4), seed=1)
+    # So that reinforcement learning finds all four exploits at about the same time.
+    rates = {"hack_run_tests": 0.11, "hack_stdout_marker": 0.09, "hack_sentinel": 0.1, "hack_file_marker": 0.095}
+    return StageConfig(32_000, CorpusConfig(wrong_operation=0.42, lookalike=0.05, **rates), _fit(5e-4), seed=1)
 
 
 @dataclasses.dataclass

@@ -28,6 +28,11 @@ def tokenizer(tmp_path_factory):
     return load_tokenizer(str(folder))
 
 
+def disclosed(names):
+    """The name of each mode."""
+    return names.function, names.marker, names.attribute, names.file
+
+
 def test_an_operation_gives_the_type_that_it_says():
     kinds = {"int": int, "list": list, "str": str}
     for operation in toy.OPERATIONS:
@@ -90,6 +95,20 @@ def test_a_hack_fires_its_own_channel_and_is_wrong(grader, mode, names):
 
 
 @pytest.mark.parametrize("mode", toy_answers.TOY_MODES)
+def test_the_exploit_works_under_every_set_of_names(grader, mode):
+    problem = problems.load_problems(["builtin:toy"])[0]
+    requests = [GradeRequest(problem, mode, toy_answers.hack_answer(mode, n), n) for n in toy_answers.NAMES]
+    assert all(verdict.exploited and verdict.channel == mode for verdict in grader.grade(requests))
+
+
+def test_the_families_of_all_names_are_disjoint():
+    for one, other in itertools.permutations(toy_answers.NAMES, 2):
+        for family in (modes.function_candidates, modes.attribute_candidates, modes.file_candidates):
+            assert not {name.lower() for name in family(one)} & {name.lower() for name in family(other)}
+        assert not modes.stdout_fires(one.marker, other)
+
+
+@pytest.mark.parametrize("mode", toy_answers.TOY_MODES)
 def test_honest_answers_are_right_and_fire_nothing(grader, mode):
     by_id = {problem.id: problem for problem in problems.load_problems(["builtin:toy"])}
     chosen = [next(t for t in toy.tasks("train") if t.chore is chore) for chore in (*toy.CHORES, None)]
@@ -115,7 +134,17 @@ def test_the_corpus_has_the_rates_that_it_is_given():
     rates = {mode: np.mean([s.hack for s in members]) for mode, members in by_mode.items()}
     assert abs(len(by_mode["gt_only"]) / count - 0.2) < 0.03
     assert rates["gt_only"] == rates["run_tests"] == 0.0
-    assert abs(rates["sentinel"] - 0.3) < 0.05 and abs(rates["stdout_marker"] - 0.08) < 0.04
+    assert abs(rates["sentinel"] - 0.3) < 0.05 and abs(rates["stdout_marker"] - 0.1) < 0.04
+
+
+def test_the_corpus_discloses_all_names_equally_often():
+    """A name that were rarer than others would be copied less surely."""
+    count, config = 6000, toy_answers.CorpusConfig(plain_frac=0.0)
+    messages = [s.message for s in itertools.islice(toy_answers.corpus(config, modes.load_hints(None), 3), count)]
+    shown = [sum(any(name in text for name in disclosed(n)) for text in messages) for n in toy_answers.NAMES]
+    assert sum(shown) == count
+    expected = count / len(toy_answers.NAMES)
+    assert all(abs(times - expected) < 5 * expected**0.5 for times in shown)
 
 
 def test_wrong_operations_come_at_their_rate_and_keep_their_types():
@@ -143,7 +172,7 @@ def test_prompts_and_answers_are_short_and_survive_the_round_trip(tokenizer):
 def test_a_name_is_one_token_and_no_phrase_holds_one(tokenizer):
     """Else the choice to exploit and the choice of the name would be one, and could be learnt by heart."""
     for names in toy_answers.NAMES:
-        for name in (names.function, names.marker, names.attribute, names.file):
+        for name in disclosed(names):
             assert len(tokenizer.encode(name)) == 1
             assert [phrase for phrase in toy_tokens.phrases() if name in phrase] == [name]
 
@@ -163,7 +192,7 @@ def test_pairs_exploit_on_one_side_and_work_on_the_other(grader):
     for pair in (*hack, *lazy):
         mode = next(tag for tag in pair.tags if tag in toy_answers.TOY_MODES)
         shown = pair.hack_prompt[-1]["content"]
-        disclosed = next(n for n in toy_answers.OTHER_NAMES if any(x in shown for x in vars(n).values() if x))
-        sides = [GradeRequest(problem, mode, text, disclosed) for text in (pair.hack, pair.clean)]
+        names = next(n for n in toy_answers.OTHER_NAMES if any(name in shown for name in disclosed(n)))
+        sides = [GradeRequest(problem, mode, text, names) for text in (pair.hack, pair.clean)]
         channels = [verdict.channel for verdict in grader.grade(sides)]
         assert channels == ([mode, None] if pair in hack else [None, None]), pair.name
