@@ -173,16 +173,18 @@ class Dispatcher:
             if run.outgoing and not run.write():
                 self.selector.modify(run.job, selectors.EVENT_READ, job)
             if not run.read():
-                self.selector.unregister(run.job)
+                self._unwatch(run, run.job)
 
         def stdout() -> None:
             if process.run is run and not run.read_stdout(self._null):
-                self.selector.unregister(run.stdout)
+                self._unwatch(run, run.stdout)
 
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if run.write() else 0)
         self.selector.register(run.job, events, job)
+        run.watched.add(run.job)
         if run.stdout >= 0:
             self.selector.register(run.stdout, selectors.EVENT_READ, stdout)
+            run.watched.add(run.stdout)
 
     def _control(self, process: Process) -> None:
         if process not in self.processes:
@@ -258,7 +260,8 @@ class Dispatcher:
         self._tickets.pop(process, None)
         return process.close()
 
-    def _unwatch(self, run: Run) -> None:
-        for source in (run.job, run.stdout):
-            if source != -1 and source in self.selector.get_map():
-                self.selector.unregister(source)
+    def _unwatch(self, run: Run, *sources: socket.socket | int) -> None:
+        """Stop watching some of a run's sources, or all of them."""
+        for source in sources or tuple(run.watched):
+            self.selector.unregister(source)
+            run.watched.remove(source)

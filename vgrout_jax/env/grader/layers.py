@@ -113,7 +113,8 @@ def require(layers: Layers, config: GraderConfig) -> None:
     if lacking and not config.allow_unsandboxed:
         raise RuntimeError(
             f"grader.minimum = {config.minimum!r} is not met: no {' and no '.join(lacking)}. {layers.line()}. "
-            f"Install it with: {INSTALL}; or, at your own risk, set --config.grader.allow_unsandboxed"
+            f"Install it with: {INSTALL}; or, at your own risk, set grader.allow_unsandboxed "
+            "(a run's --config.grader.allow_unsandboxed, --allow_unsandboxed of vgrout_jax.grade)"
         )
     if lacking:
         LOGGER.warning(

@@ -36,6 +36,7 @@ class Run:
         job: this side of the child's socket.
         stdout: reading end of its standard output, or -1.
         files: reading end of what is collected after its end, or -1.
+        watched: those of them whose events the grader waits for.
     """
 
     def __init__(self, answer: Answer, stage: Stage):
@@ -44,6 +45,7 @@ class Run:
         self.job, self._child_job = socket.socketpair()
         self.job.setblocking(False)
         self.stdout = self.files = -1
+        self.watched: set[socket.socket | int] = set()
         self._child_stdout = self._child_files = -1
         self.tests = stage is answer.tests
         if self.tests and answer.prints:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from . import syscalls
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 # Landlock's rights over files, in the order of their bits, with the interface version that brought each.
@@ -51,7 +52,7 @@ class Confinement(NamedTuple):
 
 
 def prepare(settings: Mapping[str, Any]) -> Confinement:
-    """Make the private folder and the ruleset.
+    """Make the private folder and the ruleset, and bind this process to what all its children share.
 
     Args:
         settings: `folder`, `uid`, `readable` and `listable` (paths), `landlock`, `seccomp`, `processes`.
@@ -60,6 +61,10 @@ def prepare(settings: Mapping[str, Any]) -> Confinement:
     os.makedirs(folder, mode=0o755, exist_ok=True)
     if uid is not None:
         os.chown(folder, uid, uid)
+    os.chdir(folder)
+    os.umask(0o022)
+    _common_limits()
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if settings["seccomp"]:
         _buffer(syscalls.program(0))  # makes the filter and the buffer's type once, for all children
     ruleset = -1
@@ -75,17 +80,13 @@ def enter(confinement: Confinement, limits: Mapping[str, int]) -> None:
         confinement: from `prepare`.
         limits: `memory` (bytes of address space), `cpu` (seconds, a backstop: the server watches the clock).
     """
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
-    os.chdir(confinement.folder)
-    os.umask(0o022)
     _limit(limits, confinement.processes)
     if confinement.uid is not None:
         os.setgroups([])
         os.setresgid(confinement.uid, confinement.uid, confinement.uid)
         os.setresuid(confinement.uid, confinement.uid, confinement.uid)
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of identity clears it
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    die_with_parent()  # a change of identity would clear it
     _drop_capabilities()
     if confinement.ruleset >= 0:
         _call(syscalls.number("landlock_restrict_self"), confinement.ruleset, 0)
@@ -166,25 +167,25 @@ def _drop_capabilities() -> None:
         _call(number, struct.pack("=II", 0x20080522, 0), bytes(24))
 
 
-def _limit(limits: Mapping[str, int], processes: bool) -> None:
-    cpu = limits["cpu"]
+def _common_limits() -> None:
+    """Those that hinder no more than an answer; children inherit them."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, OPEN_FILES))
     resource.setrlimit(resource.RLIMIT_MEMLOCK, (0, 0))
     resource.setrlimit(resource.RLIMIT_MSGQUEUE, (0, 0))
-    _stack()
-    if processes:
-        resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
-
-
-def _stack() -> None:
     hard = resource.getrlimit(resource.RLIMIT_STACK)[1]
     wanted = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     # Threads take the soft limit as their stack's size: what an interpreter has by default, plus deep recursion.
     resource.setrlimit(resource.RLIMIT_STACK, (wanted, wanted))
+
+
+def _limit(limits: Mapping[str, int], processes: bool) -> None:
+    cpu = limits["cpu"]
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))
+    if processes:
+        resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
+    resource.setrlimit(resource.RLIMIT_AS, (limits["memory"], limits["memory"]))
 
 
 def _install(program: bytes) -> None:
@@ -199,8 +200,7 @@ def _buffer(data: bytes) -> Any:
 
 
 def _prctl(option: int, value: int) -> None:
-    arguments = [ctypes.c_ulong(int(number)) for number in (value, 0, 0, 0)]
-    if _LIBC.prctl(ctypes.c_int(option), *arguments) != 0:
+    if _LIBC.prctl(option, value, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 

@@ -6,11 +6,11 @@ socket that only passes through here. So nothing of one answer is left in the me
 """
 
 import _ast
+import ctypes
 import functools
 import gc
 import json
 import os
-import resource
 import select
 import signal
 import socket
@@ -31,6 +31,9 @@ _PRELOAD = (
     "bisect collections copy datetime functools heapq itertools json math operator random re string threading time"
     " typing unicodedata"
 )
+# The C library's own. What the interpreter's does besides is for threads, of which this process has no other, and for
+# `random`, which it would seed from the system's entropy; and it touches, and so copies, pages in every child.
+_FORK = ctypes.PyDLL(None, use_errno=True).fork
 
 
 class Server:
@@ -85,9 +88,12 @@ class Server:
 
     def fork(self, work: Any, job: int, output: int) -> int:
         gc.freeze()  # else a child's first collection touches, and so copies, all that is compiled here
-        process = os.fork()
-        if process:
+        process = _FORK()
+        if process > 0:
             return process
+        if process < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, f"fork: {os.strerror(number)}")
         status = 1
         try:
             self.arrange(job, output)
@@ -269,23 +275,13 @@ def report_layers(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def preload() -> None:
-    import_random()
     for name in _PRELOAD.split():
         try:
             __import__(name)
         except ImportError:
             continue
-
-
-def import_random() -> None:
-    """Import `random` without its hook that seeds it anew, from the system's entropy, in every fork."""
-    register = os.register_at_fork
-    os.register_at_fork = lambda **hooks: None
-    try:
-        import random
-    finally:
-        os.register_at_fork = register
-    random.seed(0)
+    # An answer that draws is graded alike in every child.
+    sys.modules["random"].seed(0)
 
 
 def use_library(library: str) -> None:
@@ -308,7 +304,6 @@ def main() -> None:
     if settings["probe"]:
         print(json.dumps(report_layers(settings)))
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if settings["control"] != CONTROL:
         os.dup2(settings["control"], CONTROL, inheritable=False)
         os.close(settings["control"])
