@@ -117,7 +117,9 @@ class Sampler:
                 if samples.ended.all():
                     return
 
-    def _continue(self, place: np.ndarray, rows: decode.Rows, state: decode.State, caches: list, *, more: int) -> Any:
+    def _continue(
+        self, place: np.ndarray, rows: decode.Rows, state: decode.State, caches: list, *, more: int
+    ) -> tuple[np.ndarray, decode.Rows, decode.State]:
         """The batch with `more` slots, and of half the rows, or a quarter, ..., where no more are live.
 
         `caches` is emptied on the way: old and new ones do not exist side by side but for one layer.
