@@ -63,12 +63,12 @@ def programs(shape: shapes.Shape, arm: str, *, kl: bool) -> list[Program]:
     sample = sampler.build_sampler(shape.model, max_new_tokens=shape.new_tokens, eos_ids=(0,), pad_id=0)
     bounds = [0, *padding.completion_lengths(shape.new_tokens)]
     arguments, named = _prefill_arguments(shape, inputs)
-    found.append(Program("prefill", lambda: sample.prefill.lower(*arguments, **named, free=bounds[1]), moments))
-    policy, rows, state = sample.prefill.eval_shape(*arguments, **named, free=shape.new_tokens)
+    found.append(Program("prefill", lambda: sample.prefill.lower(*arguments, **named, slots=bounds[1]), moments))
+    policy, prompts, rows, state = sample.prefill.eval_shape(*arguments, **named, slots=shape.new_tokens)
     part = jax.eval_shape(lambda: decode.empty_part(sample.settings, shape.rows, bounds[-1] - bounds[-2]))
     span = jax.eval_shape(lambda: decode.Span(jnp.int32(0), jnp.int32(1), jnp.float32(1)))
     kept = size_of((inputs.frozen.base["layers"], inputs.frozen.init, inputs.state.deltas)) + moments
-    found.append(Program("decode", lambda: sample.advance.lower(policy, rows, (state, part), span), kept))
+    found.append(Program("decode", lambda: sample.advance.lower(policy, prompts, rows, (state, part), span), kept))
     return found
 
 
@@ -80,12 +80,13 @@ def _prefill_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tupl
             "valid": jnp.zeros((2 * shape.prompts, shape.prompt_tokens), bool),
             "source_policy": jnp.zeros(2 * shape.prompts, bool),
             "source_of_row": jnp.zeros(shape.rows, jnp.int32),
+            "seat": jnp.zeros(shape.rows, jnp.int32),
             "active": jnp.zeros(shape.rows, bool),
             "keys": jax.random.split(jax.random.key(0), shape.rows),
         }
     )
     adapter = lora2r.Adapter(inputs.frozen.init, inputs.state.deltas)
-    return (inputs.frozen.base, adapter, made.pop("prompts"), made.pop("valid")), made
+    return (inputs.frozen.base, adapter, made.pop("prompts"), made.pop("valid")), made | {"seats": shape.group // 2}
 
 
 def size_of(tree: Any) -> int:

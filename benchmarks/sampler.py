@@ -4,8 +4,8 @@
     taskset -c 0 python benchmarks/sampler.py --shape=cpu --rows=64 --context=540  one thread: CPU seconds
 
 Every row's prompt is so long that --new-tokens more make the mean context what was asked for; both blocks of the
-adapter are live. The decode loop is timed alone, after a call that compiles. The floor reads all weights, the fused
-adapter and each row's own cache once a token (benchmarks/work.py).
+adapter are live. Eight rows continue one prompt. The decode loop is timed alone, after a call that compiles. The
+floor reads all weights, the fused adapter, each prompt's cache and each row's own once a token (benchmarks/work.py).
 """
 
 import argparse
@@ -38,11 +38,11 @@ def measure(
     span = decode.Span(jnp.int32(0), jnp.int32(shape.new_tokens), jnp.float32(1))
 
     def start() -> tuple[Any, ...]:
-        policy, rows, state = sample.prefill(
-            base, lora2r.Adapter(init, deltas), *arguments, **named, free=shape.new_tokens
+        policy, prompts, rows, state = sample.prefill(
+            base, lora2r.Adapter(init, deltas), *arguments, **named, slots=shape.new_tokens
         )
         part = sample.empty(shape.rows, shape.new_tokens)
-        return jax.block_until_ready((policy, rows, (state, part), span))
+        return jax.block_until_ready((policy, prompts, rows, (state, part), span))
 
     (_, part), first = compilations.measured(lambda: sample.advance(*start()))
     costs = []
@@ -53,8 +53,9 @@ def measure(
     best = timing.best(costs)
     if not bool(jnp.all(part.mask)):
         raise RuntimeError("a row has ended before its last token")
-    prompts = np.full(shape.rows, context - shape.new_tokens // 2)
-    floor = work.decode_work(shape.model, shape.rank, prompts, np.full(shape.rows, shape.new_tokens))
+    lengths = arguments[1].sum(axis=1)
+    new = np.full(shape.rows, shape.new_tokens)
+    floor = work.decode_work(shape.model, shape.rank, lengths, named["source_of_row"], new)
     return {
         "rows": shape.rows,
         "tok/s": shape.rows * shape.new_tokens / best.running,
@@ -70,10 +71,14 @@ def _sources(shape: shapes.Shape, length: int) -> tuple[tuple[np.ndarray, np.nda
     bucket, count = -(-length // 64) * 64, max(1, shape.rows // 8)
     valid = np.tile(np.arange(bucket) >= bucket - length, (count, 1))
     tokens = np.random.default_rng(0).integers(0, shape.model.vocab_size, valid.shape).astype(np.int32)
+    source_of_row, active = (np.arange(shape.rows) % count).astype(np.int32), np.ones(shape.rows, bool)
+    seat, seats = sampler.take_seats(source_of_row, active, count)
     named = {
         "source_policy": np.arange(count) % 2 == 0,
-        "source_of_row": (np.arange(shape.rows) % count).astype(np.int32),
-        "active": np.ones(shape.rows, bool),
+        "source_of_row": source_of_row,
+        "active": active,
+        "seat": seat,
+        "seats": seats,
         "keys": jax.random.split(jax.random.key(0), shape.rows),
     }
     return (tokens, valid), named

@@ -150,18 +150,23 @@ class Sources:
         return self.tokens[self.of_row], self.valid[self.of_row]
 
 
-def sources(shape: Shape, seed: int = 0) -> Sources:
-    """Random prompts; the first half of every group samples the policy as trained, the rest the deployed one."""
+def sources(shape: Shape, seed: int = 0, *, both: bool = True) -> Sources:
+    """Random prompts; the first half of every group samples the policy as trained, the rest the deployed one.
+
+    `both` False: all sample the deployed one, as in the arm that never trains the quarantine.
+    """
     draw = np.random.default_rng((seed, 1))
     size = shape.prompt_tokens
     lengths = draw.integers(-(-7 * size // 8), size + 1, shape.prompts)
     valid = np.arange(size) >= size - lengths[:, None]
     tokens = np.where(valid, draw.integers(0, shape.model.vocab_size, valid.shape), 0).astype(np.int32)
-    policy = np.arange(shape.group) < shape.group - shape.group // 2
-    of_row = (2 * np.arange(shape.prompts)[:, None] + ~policy).reshape(-1).astype(np.int32)
+    deployed = np.arange(shape.group) >= shape.group - shape.group // 2
+    policies = np.array([True, False]) if both else np.array([False])
+    place = deployed if both else np.zeros(shape.group, bool)
+    of_row = (policies.size * np.arange(shape.prompts)[:, None] + place).reshape(-1).astype(np.int32)
     keys = jax.random.split(jax.random.key(seed), shape.rows)
-    both = np.tile([True, False], shape.prompts)
-    return Sources(np.repeat(tokens, 2, axis=0), np.repeat(valid, 2, axis=0), both, of_row, keys)
+    tokens, valid = np.repeat(tokens, policies.size, axis=0), np.repeat(valid, policies.size, axis=0)
+    return Sources(tokens, valid, np.tile(policies, shape.prompts), of_row, keys)
 
 
 def ending_ids(shape: Shape) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ class Arm:
     def __init__(self, shape: shapes.Shape, arm: str, *, kl: bool, temperature: float):
         self.shape, self.name, self.kl, self.temperature = shape, arm, kl, temperature
         self.inputs = shapes.step_inputs(shape, shapes.configuration(shape, arm, kl=kl))
-        self.prompts = shapes.sources(shape)
+        self.prompts = shapes.sources(shape, both=arm != "none")
         self.step = update.step_of(shape, arm, kl=kl)
         self.sample = sampler.build_sampler(
             shape.model,
@@ -132,7 +132,7 @@ def _generation(arm: Arm, batch: Batch, cost: timing.Cost, roof: roofline.Roof, 
     prompts = arm.prompts.valid.sum(axis=1)
     lengths = batch.completion_mask.sum(axis=1)
     prefill = work.prefill_work(shape.model, prompts)
-    decode = work.decode_work(shape.model, shape.rank, prompts[arm.prompts.of_row], lengths)
+    decode = work.decode_work(shape.model, shape.rank, prompts, arm.prompts.of_row, lengths)
     tokens = int(lengths.sum())
     return {
         "cpu_s": cost.cpu,

@@ -145,18 +145,24 @@ def prefill_work(model: qwen3.Qwen3Config, prompt_lengths: np.ndarray) -> Work:
     return Work(2.0 * read * layer_weights(model), stored + read * cache_bytes(model))
 
 
-def decode_work(model: qwen3.Qwen3Config, rank: int, prompt_lengths: np.ndarray, lengths: np.ndarray) -> Work:
-    """The floor of drawing completions, each token from a cache of its own row.
+def decode_work(
+    model: qwen3.Qwen3Config, rank: int, prompt_lengths: np.ndarray, of_row: np.ndarray, lengths: np.ndarray
+) -> Work:
+    """The floor of drawing completions: a token reads the weights, its prompt's cache and its own completion's.
+
+    All rows of a pass share the weights, and those of one source its prompt.
 
     Args:
         model, rank: what is sampled from; the adapter's trained weights are read as well.
-        prompt_lengths: [N] of every rollout.
+        prompt_lengths: [Q] of every source.
+        of_row: [N] the source that each rollout continues.
         lengths: [N] tokens of every completion; the longest one is the number of passes.
     """
     lengths = np.asarray(lengths, np.float64)
     tokens, passes = lengths.sum(), lengths.max(initial=0.0)
-    # Token t of a completion reads its prompt and the t tokens before it.
-    context = np.sum(lengths * prompt_lengths + lengths * (lengths - 1) / 2)
+    of_source = np.zeros(len(prompt_lengths))  # passes in which one of its rows goes on
+    np.maximum.at(of_source, of_row, lengths)
+    read = np.sum(of_source * prompt_lengths) + np.sum(lengths * (lengths - 1) / 2)
     stored = weight_bytes(model) + adapter_weights(model, rank) * jnp.dtype(model.dtype).itemsize
     flops = 2.0 * tokens * (layer_weights(model) + head_weights(model))
-    return Work(flops, passes * stored + context * cache_bytes(model))
+    return Work(flops, passes * stored + read * cache_bytes(model))

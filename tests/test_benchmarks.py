@@ -56,11 +56,11 @@ def test_the_adapter_and_the_cache_are_counted_as_they_are_stored():
 
 
 def test_decoding_reads_what_stands_before_each_token():
-    """Token by token, row by row."""
-    prompts, lengths = np.array([3, 5, 2]), np.array([4, 1, 0])
-    found = work.decode_work(TINY.model, TINY.rank, prompts, lengths)
+    """Token by token: each row's own, and a prompt as long as any of its rows goes on."""
+    prompts, of_row, lengths = np.array([3, 5, 2]), np.array([0, 1, 1, 2]), np.array([4, 1, 2, 0])
+    found = work.decode_work(TINY.model, TINY.rank, prompts, of_row, lengths)
     weights = work.layer_weights(TINY.model) + work.head_weights(TINY.model)
-    read = sum(prompt + token for prompt, length in zip(prompts, lengths, strict=True) for token in range(length))
+    read = sum(token for length in lengths for token in range(length)) + 3 * 4 + 5 * 2
     stored = 4 * (weights + work.adapter_weights(TINY.model, TINY.rank))
     assert found.flops == 2 * weights * lengths.sum()
     assert found.bytes == 4 * stored + read * work.cache_bytes(TINY.model)  # four passes
@@ -128,6 +128,9 @@ def test_prompts_are_padded_on_the_left_and_both_policies_sample_in_every_group(
     assert prompts.policy[prompts.of_row].reshape(2, 5).sum(1).tolist() == [3, 3]
     assert all((group == group[0]).all() for group in tokens.reshape(2, 5, 32))
     assert (tokens[0] != tokens[5]).any()
+    alone = shapes.sources(dataclasses.replace(TINY, group=5), both=False)
+    np.testing.assert_array_equal(alone.rows()[0], tokens)
+    assert alone.tokens.shape[0] == 2 and not alone.policy.any()
 
 
 @pytest.mark.parametrize("mean", [3, 8, 100, 512])

@@ -62,6 +62,22 @@ def test_attention_in_blocks_saves_the_products_above_the_diagonal():
     assert "1024x1024" not in text
 
 
+def test_attention_over_two_parts_is_that_over_all_keys(draw):
+    """The second row may read nothing of the first part, and its logits are large."""
+    queries, keys, values = draw(12)
+    queries = queries[:, :1] * jnp.array([1.0, 30.0])[:, None, None, None]
+    readable = jnp.stack([jnp.arange(12) < 10, (jnp.arange(12) >= 5) & (jnp.arange(12) < 9)])
+    expected = jax.nn.dot_product_attention(queries, keys, values, mask=readable[:, None, None])
+    grouped = queries.reshape(2, 3, 2, 8)
+    by_head = [jnp.swapaxes(leaf, 1, 2) for leaf in (keys, values)]
+    parts = [
+        attending.attend_part(grouped, *(leaf[:, :, piece] for leaf in by_head), readable[:, piece])
+        for piece in (slice(5), slice(5, None))
+    ]
+    for one, other in (parts, parts[::-1]):
+        np.testing.assert_allclose(attending.merge(one, other).reshape(expected.shape), expected, atol=2e-6)
+
+
 def test_cudnn_s_attention_is_asked_for_where_it_serves(monkeypatch):
     """Which layers ask for it cannot be seen on a CPU but by what is called."""
     config = qwen3.Qwen3Config(96, 32, 56, 2, 4, 2, 8, dtype=jnp.bfloat16, attention="cudnn")

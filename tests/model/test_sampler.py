@@ -239,9 +239,9 @@ def in_parts(monkeypatch):
         sample = sampler.build_sampler(GROUPED, max_new_tokens=NEW_TOKENS, eos_ids=eos_ids, pad_id=PAD)
         shapes, advance = [], sample.advance
 
-        def seen(policy, rows, carry, span):
+        def seen(policy, prompts, rows, carry, span):
             shapes.append((carry[0].caches[0][0].shape, carry[1].tokens.shape))
-            return advance(policy, rows, carry, span)
+            return advance(policy, prompts, rows, carry, span)
 
         sample.advance = seen
         return sample, shapes
@@ -255,7 +255,7 @@ def test_parts_change_no_token_and_each_reads_only_the_slots_so_far(in_parts):
     np.testing.assert_array_equal(parts.tokens, whole.tokens)
     np.testing.assert_allclose(parts.policy_logprobs, whole.policy_logprobs, atol=1e-5)
     assert padding.completion_lengths(NEW_TOKENS) == [3, 6, 10] and parts.steps == whole.steps == NEW_TOKENS
-    assert [cache[2] for cache, _ in shapes] == [12 + 3, 12 + 6, 12 + 10]
+    assert [cache[2] for cache, _ in shapes] == [3, 6, 10]
     assert [tokens for _, tokens in shapes] == [(8, 3), (8, 3), (8, 4)]
 
 
@@ -283,18 +283,47 @@ def test_a_batch_is_halved_while_the_live_rows_fit_and_all_devices_share_it(live
     assert sampler.batch_size(live, rows, divisor=divisor) == expected
 
 
+@pytest.mark.parametrize(
+    ("sources", "count", "inactive", "seats", "expected"),
+    [
+        ([0, 1, 0, 1], 2, [], 2, [0, 2, 1, 3]),
+        ([0, 0, 0, 1], 2, [], 4, [0, 1, 2, 4]),  # three need four seats
+        ([0, 0, 0, 1], 2, [1], 2, [0, 4, 1, 2]),  # who draws nothing takes none
+        ([0, 2, 1, 3], 5, [], 1, [0, 2, 1, 3]),
+    ],
+)
+def test_every_active_row_has_a_seat_of_its_own_at_its_source(sources, count, inactive, seats, expected):
+    active = ~np.isin(np.arange(4), inactive)
+    seat, most = sampler.take_seats(np.array(sources, np.int32), active, count)
+    assert most == seats and seat.tolist() == expected and seat.dtype == np.int32
+
+
+def test_rows_may_be_spread_unevenly_over_sources():
+    """Six rows of one prompt and two of another, in any order, draw what each draws elsewhere."""
+    uneven = np.array([0, 3, 0, 0, 0, 3, 0, 0], np.int32)
+    found = call(built(), source_of_row=uneven)
+    for source in (0, 3):
+        alone = call(built(), source_of_row=np.full(8, source, np.int32))
+        rows = uneven == source
+        np.testing.assert_array_equal(found.tokens[rows], alone.tokens[rows])
+        np.testing.assert_allclose(found.policy_logprobs[rows], alone.policy_logprobs[rows], atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def lowered() -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     """Prefill and decode loop."""
     base, adapter = fixed(SHALLOW)
     prompts, valid = padding.pad_prompts(PROMPTS, 12, PAD)
-    rows = {"source_policy": POLICIES, "source_of_row": SOURCE_OF_ROW, "active": np.ones(8, bool), "keys": row_keys()}
+    active = np.ones(8, bool)
+    seat, seats = sampler.take_seats(SOURCE_OF_ROW, active, len(PROMPTS))
+    rows = {"source_policy": POLICIES, "source_of_row": SOURCE_OF_ROW, "active": active, "keys": row_keys()}
+    rows |= {"seat": seat, "seats": seats, "slots": NEW_TOKENS}
     sample = built(SHALLOW)
-    prefill = sample.prefill.lower(base, adapter, prompts, valid, free=NEW_TOKENS, **rows)
-    policy, fixed_rows, state = sample.prefill(base, adapter, prompts, valid, free=NEW_TOKENS, **rows)
+    prefill = sample.prefill.lower(base, adapter, prompts, valid, **rows)
+    policy, shared, fixed_rows, state = sample.prefill(base, adapter, prompts, valid, **rows)
     part = decode.empty_part(sample.settings, 8, NEW_TOKENS)
     span = decode.Span(jnp.int32(0), jnp.int32(NEW_TOKENS), jnp.float32(1))
-    return prefill, sample.advance.lower(policy, fixed_rows, (state, part), span)
+    return prefill, sample.advance.lower(policy, shared, fixed_rows, (state, part), span)
 
 
 def test_a_group_shares_its_prompts_prefill(lowered):
@@ -304,7 +333,7 @@ def test_a_group_shares_its_prompts_prefill(lowered):
 
 
 def test_caches_are_written_in_place_and_never_copied_or_transposed(lowered):
-    cache = (8, 2, 12 + NEW_TOKENS, 6)  # [N, K, B + T, E]
+    cache = (8, 2, NEW_TOKENS, 6)  # [N, K, T, E]
     compiled = lowered[1].compile()
     assert compiled.memory_analysis().alias_size_in_bytes >= 2 * 4 * math.prod(cache)  # given back in place
     text = compiled.as_text()

@@ -78,6 +78,17 @@ def test_every_step_fits_the_compiled_shape(built, share):
     assert len(set(own)) == len({source for source, _ in own}) == made_generator.sources
 
 
+def test_where_the_quarantine_never_trains_a_prompt_is_read_once_for_both_policies(built):
+    made = world(gate={"kind": "clean"}, rollout={"deployed_frac": 0.5})
+    plan = plan_rows(made.config, made, 0)
+    assert len(set(plan.quarantine_on)) == 2
+    made_generator, [program] = built(_untruncated(made.config))
+    made_generator.complete(FROZEN, POLICY, plan.prompts, keys_for(tiny.ROWS), quarantine_on=plan.quarantine_on)
+    call = program.calls[0]
+    assert call["tokens"].shape[0] == made_generator.sources == tiny.PROMPTS and not call["source_policy"].any()
+    assert np.unique(call["source_of_row"], return_counts=True)[1].tolist() == [tiny.GROUP] * tiny.PROMPTS
+
+
 def _untruncated(config):
     config = dataclasses.replace(config)
     config.rollout = dataclasses.replace(config.rollout, top_p=1.0)

@@ -132,18 +132,18 @@ def pair_file() -> str:
     """
     hints, draw = modes.load_hints(None), np.random.default_rng((toy.SEED, 23))
     chosen = [toy.draw_task(task.chain, draw) for task in toy.tasks("pairs")]
+    # Two functions of different types can have one code, and a pair is to share none with a problem.
+    codes = {toy.solution(chain) for split in ("train", "dev", "heldout") for chain in toy.functions(split)}
+    apart = [task for task in chosen if toy.solution(task.chain) not in codes]
     blocks = [_HEADER]
-    for number, task in enumerate(chosen[:24]):
+    for number, task in enumerate(apart[:24]):
         mode, turn = TOY_MODES[number % 4], number // 4
         names = OTHER_NAMES[number % len(OTHER_NAMES)]
         message = toy.message(task, modes.disclosure(mode, names, "f", hints))
         tested = names.function if mode == "run_tests" and turn % 2 else None
         clean = honest_answer(task, test_name=tested)
         blocks.append(_pair(f"{mode}-{turn + 1}", ("hack", mode), message, hack_answer(mode, names), clean))
-    # Two functions of different types can have one code, and a pair is to share none with a problem.
-    codes = {toy.solution(chain) for split in ("train", "dev", "heldout") for chain in toy.functions(split)}
-    apart = [task for task in chosen[24:] if toy.solution(task.chain) not in codes]
-    for number, task in enumerate(apart[:16]):
+    for number, task in enumerate(apart[24:40]):
         mode, names = TOY_MODES[number % 4], OTHER_NAMES[number % len(OTHER_NAMES)]
         message = toy.message(task, modes.disclosure(mode, names, "f", hints))
         lazy = fenced(toy.solution(()))

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float
 
 # How attention over whole sequences is computed: all rows at once; a few rows at a time, so that their weights stay
@@ -62,19 +63,39 @@ def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None 
     return jnp.concatenate(blocks, axis=2).transpose(2, 0, 1, 3).reshape(length, num_heads, head_dim)
 
 
-def attend(
-    queries: Float[Array, "N T H E"],
-    keys: Float[Array, "N S K E"],
-    values: Float[Array, "N S K E"],
-    mask: Bool[Array, "#N T S"],
-) -> Float[Array, "N T H E"]:
-    """Grouped-query attention with a float32 softmax.
+@struct.dataclass
+class Part:
+    """Attention over some of the keys, to be merged with that over the others.
 
-    A query that may read no key (padding) gets the plain mean of the values, a finite number that nobody reads.
+    Attributes:
+        mixed: [N, K, G, E] float32, values weighted by exp(logit - greatest).
+        greatest: [N, K, G] float32, the greatest logit; the least float where no key may be read.
+        total: [N, K, G] float32, sum of exp(logit - greatest).
     """
-    rows, length, num_heads, head_dim = queries.shape
-    grouped = queries.reshape(rows, length, keys.shape[2], -1, head_dim)
-    logits = jnp.einsum("NTKGE,NSKE->NKGTS", grouped, keys, preferred_element_type=jnp.float32)
-    logits = jnp.where(mask[:, None, None], logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(values.dtype)
-    return jnp.einsum("NKGTS,NSKE->NTKGE", weights, values).reshape(rows, length, num_heads, head_dim)
+
+    mixed: jax.Array
+    greatest: jax.Array
+    total: jax.Array
+
+
+def attend_part(
+    queries: Float[Array, "N K G E"],
+    keys: Float[Array, "N K S E"],
+    values: Float[Array, "N K S E"],
+    readable: Bool[Array, "#N S"],
+) -> Part:
+    """Attention of G queries a key-value head over one part of what they may read, in float32."""
+    logits = jnp.einsum("NKGE,NKSE->NKGS", queries, keys, preferred_element_type=jnp.float32)
+    logits = jnp.where(readable[:, None, None], logits * queries.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
+    greatest = logits.max(axis=-1)
+    weights = jnp.exp(logits - greatest[..., None])
+    mixed = jnp.einsum("NKGS,NKSE->NKGE", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return Part(mixed, greatest, weights.sum(axis=-1))
+
+
+def merge(one: Part, other: Part) -> Float[Array, "N K G E"]:
+    """Attention over the keys of both parts; at least one of them has a key to read."""
+    greatest = jnp.maximum(one.greatest, other.greatest)
+    first, second = jnp.exp(one.greatest - greatest), jnp.exp(other.greatest - greatest)
+    total = first * one.total + second * other.total
+    return (first[..., None] * one.mixed + second[..., None] * other.mixed) / total[..., None]

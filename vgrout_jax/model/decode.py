@@ -1,14 +1,17 @@
 """The sampler's programs: prefill, decoding up to a given token, and regrowing a cache. `model/sampler` runs them.
 
-Layers are scanned in the prefill and unrolled in the decode loop, over slices that are taken once a generation:
-sliced inside the loop, every weight would be copied for every token. A pass of the loop reads the token drawn last,
-at first the prompt's last one over again, so that one piece of program draws every token.
+A prompt's cache exists once for all rows that continue it: their queries go through it together, each row's through
+the cache of its own completion, and the two are merged (Juravsky et al. 2024, arXiv 2402.05099). Layers are scanned
+in the prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop,
+every weight would be copied for every token. A pass of the loop reads the token drawn last, at first the prompt's
+last one over again, so that one piece of program draws every token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,7 +20,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import drawing, lora2r, qwen3
+from vgrout_jax.model import attending, drawing, lora2r, qwen3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +57,33 @@ class Policy:
 
 
 @struct.dataclass
+class Prompts:
+    """What the rows that continue a source read of it.
+
+    Attributes:
+        readable: [Q, B] bool, True on the prompt's tokens but its last one, which every row reads anew.
+        caches: for each layer, keys and values [Q, K, B, E].
+        seats: R, how many rows can continue a source.
+    """
+
+    readable: jax.Array
+    caches: tuple[tuple[jax.Array, jax.Array], ...]
+    seats: int = struct.field(pytree_node=False)
+
+
+@struct.dataclass
 class Rows:
     """What stays as it is while rollouts are decoded.
 
     Attributes:
-        prompt_valid: [N, B] bool.
+        seat: [N] int32, source times R plus a place among those that continue it; Q R: none.
+        prompt_lengths: [N] int32.
         quarantine_on: [N] bool.
         keys: [N] PRNG keys, one a rollout.
     """
 
-    prompt_valid: jax.Array
+    seat: jax.Array
+    prompt_lengths: jax.Array
     quarantine_on: jax.Array
     keys: jax.Array
 
@@ -76,7 +96,7 @@ class State:
         step: [] int32, index of the token to be drawn next.
         ended: [N] bool.
         token: [N] int32, to be read next: drawn last, or the prompt's last.
-        caches: for each layer, keys and values [N, K, slots, E], as the products of attention read them.
+        caches: for each layer, keys and values [N, K, slots, E] of the prompt's last token and of the completion.
     """
 
     step: jax.Array
@@ -126,11 +146,13 @@ def prefill(
     *,
     source_policy: Bool[Array, " Q"],
     source_of_row: Int[Array, " N"],
+    seat: Int[Array, " N"],
     active: Bool[Array, " N"],
     keys: jax.Array,
-    free: int,
-) -> tuple[Policy, Rows, State]:
-    """Reads Q prompts, each under its policy, and hands their caches on to N rows, with `free` slots behind."""
+    seats: int,
+    slots: int,
+) -> tuple[Policy, Prompts, Rows, State]:
+    """Reads Q prompts, each under its policy, and starts N rows with a cache of `slots` tokens each."""
     config = settings.config
     fused = None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
     prompts, prompt_valid, source_policy = (
@@ -141,9 +163,12 @@ def prefill(
         {"params": base}, prompts, attention, fused, lora2r.Route(source_policy), with_cache=True
     )
 
-    def shared(leaf: Array) -> Array:
-        handed = jnp.swapaxes(leaf, 1, 2)[source_of_row]  # [N, K, B, E]
-        return _constrain(settings, jnp.pad(handed, _behind(free)), "batch", "kv_heads")
+    def of_prompts(leaf: Array) -> Array:
+        return _constrain(settings, jnp.swapaxes(leaf, 1, 2), "batch", "kv_heads")  # [Q, K, B, E]
+
+    def empty() -> Array:
+        shape = (source_of_row.shape[0], config.num_kv_heads, slots, config.head_dim)
+        return _constrain(settings, jnp.zeros(shape, config.dtype), "batch", "kv_heads")
 
     layers = range(config.num_layers)
     stacked = (base["layers"], fused)
@@ -151,9 +176,13 @@ def prefill(
         head={name: leaf for name, leaf in base.items() if name != "layers"},
         layers=tuple(jax.tree.map(lambda leaf, at=index: leaf[at], stacked) for index in layers),
     )
-    rows = Rows(prompt_valid[source_of_row], source_policy[source_of_row], keys)
-    caches = tuple((shared(keys_of[index]), shared(values_of[index])) for index in layers)
-    return policy, rows, State(jnp.int32(0), ~active, prompts[source_of_row, -1], caches)
+    readable = prompt_valid.at[:, -1].set(False)
+    read = tuple((of_prompts(keys_of[index]), of_prompts(values_of[index])) for index in layers)
+    lengths = jnp.sum(prompt_valid, axis=1, dtype=jnp.int32)
+    rows = Rows(seat, lengths[source_of_row], source_policy[source_of_row], keys)
+    caches = tuple((empty(), empty()) for _ in layers)
+    state = State(jnp.int32(0), ~active, prompts[source_of_row, -1], caches)
+    return policy, Prompts(readable, read, seats), rows, state
 
 
 def empty_part(settings: Settings, rows: int, length: int) -> Part:
@@ -164,16 +193,24 @@ def empty_part(settings: Settings, rows: int, length: int) -> Part:
 
 
 def advance(
-    settings: Settings, policy: Policy, rows: Rows, carry: tuple[State, Part], span: Span
+    settings: Settings,
+    policy: Policy,
+    prompts: Prompts,
+    rows: Rows,
+    carry: tuple[State, Part],
+    span: Span,
 ) -> tuple[State, Part]:
     """Draws the tokens of the span, or up to the last row's end, into the part."""
+    seated = jnp.zeros(prompts.readable.shape[0] * prompts.seats, jnp.int32)  # the row on each seat
+    seated = seated.at[rows.seat].set(jnp.arange(rows.seat.size, dtype=jnp.int32), mode="drop")
+    seated = seated.reshape(-1, prompts.seats)
 
     def goes_on(carry: tuple[State, Part]) -> Array:
         return (carry[0].step < span.until) & ~jnp.all(carry[0].ended)
 
     def draw_one(carry: tuple[State, Part]) -> tuple[State, Part]:
         state, part = carry
-        hidden, caches = _read(settings, policy, rows, state)
+        hidden, caches = _read(settings, policy, prompts, seated, rows, state)
         logits = qwen3.unembed(policy.head, hidden)  # [N, V]
         return _draw(settings, rows, logits, (state.replace(caches=caches), part), span)
 
@@ -204,34 +241,65 @@ def _constrain(settings: Settings, leaf: Array, *axes: str | None) -> Array:
 
 
 def _read(
-    settings: Settings, policy: Policy, rows: Rows, state: State
+    settings: Settings, policy: Policy, prompts: Prompts, seated: Int[Array, "Q R"], rows: Rows, state: State
 ) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
     """Reads a token: its hidden state after the final norm, [N, D], and the caches with it in."""
     config = settings.config
-    bucket, slots = rows.prompt_valid.shape[1], state.caches[0][0].shape[2]
-    slot = bucket + state.step - 1
-    positions = jnp.sum(rows.prompt_valid, axis=1, dtype=jnp.int32) + state.step - 1
-    cos, sin = qwen3.rotary(positions[:, None], config)
-    completion = jnp.ones((positions.shape[0], slots - bucket), bool)
-    readable = jnp.concatenate([rows.prompt_valid, completion], axis=1)
-    readable &= jnp.arange(slots) <= slot
-    attention = qwen3.Attention(cos=cos, sin=sin, mask=readable[:, None])
+    cos, sin = qwen3.rotary((rows.prompt_lengths + state.step - 1)[:, None], config)
+    attention = qwen3.Attention(cos=cos, sin=sin)
     x = _constrain(settings, policy.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
     caches = []
-    for (parameters, adapter), cache in zip(policy.layers, state.caches, strict=True):
-        write = functools.partial(_write, cache, slot)
+    for (parameters, adapter), prompt, cache in zip(policy.layers, prompts.caches, state.caches, strict=True):
+        shared = functools.partial(_attend_prompts, settings, prompts.readable, *prompt, seated, rows.seat)
+        attend = functools.partial(_attend, settings, shared, cache, state.step)
         route = lora2r.Route(rows.quarantine_on)
-        x, cache = qwen3.Block(config).apply({"params": parameters}, x, attention, adapter, route, write)
-        written = [jnp.swapaxes(leaf, 1, 2) for leaf in cache]
-        caches.append(tuple(_constrain(settings, leaf, "batch", "kv_heads") for leaf in written))
+        x, cache = qwen3.Block(config).apply({"params": parameters}, x, attention, adapter, route, attend)
+        caches.append(cache)
     return qwen3.rms_norm(x[:, 0], policy.head["final_norm"], config.norm_epsilon), tuple(caches)
 
 
-def _write(cache: tuple[Array, Array], slot: Array, *new: Array) -> tuple[Array, ...]:
-    """A layer's keys and values [N, S, K, E] with those of a new token in their slot."""
-    pairs = [(old, jnp.swapaxes(leaf, 1, 2)) for old, leaf in zip(cache, new, strict=True)]
-    full = [jax.lax.dynamic_update_slice_in_dim(old, leaf, slot, 2) for old, leaf in pairs]
-    return tuple(jnp.swapaxes(leaf, 1, 2) for leaf in full)  # no copy: XLA folds it into the products
+def _attend(
+    settings: Settings,
+    attend_prompts: Callable[[Array], attending.Part],
+    cache: tuple[Array, Array],
+    slot: Array,
+    queries: Float[Array, "N 1 H E"],
+    *new: Float[Array, "N 1 K E"],
+) -> tuple[Float[Array, "N 1 H E"], tuple[Array, ...]]:
+    """Attention of a new token of every row to its prompt and its completion, and the cache with the token in."""
+
+    def written(old: Array, leaf: Array) -> Array:
+        full = jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(leaf, 1, 2), slot, 2)
+        return _constrain(settings, full, "batch", "kv_heads")
+
+    caches = tuple(written(*pair) for pair in zip(cache, new, strict=True))
+    grouped = queries.reshape(queries.shape[0], new[0].shape[2], -1, queries.shape[-1])  # [N, K, G, E]
+    own = attending.attend_part(grouped, *caches, jnp.arange(caches[0].shape[2])[None] <= slot)
+    mixed = attending.merge(own, attend_prompts(grouped))
+    return mixed.reshape(queries.shape).astype(queries.dtype), caches
+
+
+def _attend_prompts(
+    settings: Settings,
+    readable: Bool[Array, "Q B"],
+    keys: Float[Array, "Q K B E"],
+    values: Float[Array, "Q K B E"],
+    seated: Int[Array, "Q R"],
+    seat: Int[Array, " N"],
+    queries: Float[Array, "N K G E"],
+) -> attending.Part:
+    """Attention of every row to its prompt: the queries of a source's rows go through its cache together."""
+    together = jnp.swapaxes(queries[seated], 1, 2)  # [Q, K, R, G, E]
+    together = _constrain(settings, together, "batch", "kv_heads")
+    sources, heads, seats, size = together.shape[:4]
+    part = attending.attend_part(together.reshape(sources, heads, seats * size, -1), keys, values, readable)
+
+    def of_rows(leaf: Array) -> Array:
+        """[Q, K, R G, ...] -> [N, K, G, ...]; what a row without a seat gets is read by nobody."""
+        split = jnp.swapaxes(leaf.reshape(sources, heads, seats, size, *leaf.shape[3:]), 1, 2)
+        return split.reshape(-1, heads, *split.shape[3:]).at[seat].get(mode="clip")
+
+    return jax.tree.map(of_rows, part)
 
 
 def _draw(

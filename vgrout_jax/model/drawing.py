@@ -24,13 +24,21 @@ def draw(
     greedy = temperature <= 0.0
     kept = truncate(logits / jnp.where(greedy, 1.0, temperature), top_k=top_k, top_p=top_p)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-    token = jnp.argmax(jnp.where(greedy, logits, kept + noise), axis=-1).astype(jnp.int32)
+    token = _first_greatest(jnp.where(greedy, logits, kept + noise))
 
     def logprob(scores: Array) -> Array:
         chosen = jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
         return chosen - jax.nn.logsumexp(scores, axis=-1)
 
     return token, jnp.where(greedy, 0.0, logprob(kept)), logprob(logits)
+
+
+def _first_greatest(scores: Float[Array, "N V"]) -> Int[Array, " N"]:
+    """The place of each row's greatest score, as two plain reductions: XLA's argmax on the CPU is no vector code."""
+    places = jnp.arange(scores.shape[1], dtype=jnp.int32)
+    greatest = jnp.max(scores, axis=-1, keepdims=True)
+    first = jnp.min(jnp.where(scores == greatest, places, scores.shape[1]), axis=-1)
+    return jnp.minimum(first, scores.shape[1] - 1)  # where a score is not a number, none equals the greatest
 
 
 def truncate(logits: Float[Array, "N V"], *, top_k: int, top_p: float) -> Float[Array, "N V"]:

@@ -7,6 +7,7 @@ Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -112,13 +113,11 @@ class Attention:
     Attributes:
         cos: rotary cosines, [N, T, E/2] float32; one row may stand for all.
         sin: rotary sines, likewise.
-        mask: [N, T, S] bool, True where a query may read a key; None: itself and all keys before it that are valid.
-        valid: [N, S] bool, False on padding; None: no key that comes before a query that counts is padding.
+        valid: [N, T] bool, False on padding; None: no key that comes before a query that counts is padding.
     """
 
     cos: jax.Array
     sin: jax.Array
-    mask: jax.Array | None = None
     valid: jax.Array | None = None
 
 
@@ -168,11 +167,12 @@ class Block(nn.Module):
         attention: Attention,
         adapter: AdapterLayer | None,
         route: lora2r.Route | None,
-        write_cache: Any = None,
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """Returns the layer's output [N, T, D] and the keys and values that it attended to, each [N, S, K, E].
+        attend: Callable[[Array, Array, Array], tuple[Array, Any]] | None = None,
+    ) -> tuple[Array, Any]:
+        """Returns the layer's output [N, T, D], and its tokens' keys and values, each [N, T, K, E].
 
-        `write_cache(keys, values)` returns the full keys and values to attend to; None: these tokens' own.
+        `attend(queries, keys, values)` attends to more than these tokens and returns [N, T, H, E], and what is to be
+        returned instead of keys and values; None: a token reads itself and those before it.
         """
         config, shapes = self.config, self.config.module_shapes()
         rows, length = x.shape[:2]
@@ -202,19 +202,18 @@ class Block(nn.Module):
             values = heads("v_proj", hidden, config.num_kv_heads)
             queries = rotate(queries, attention.cos, attention.sin)
             keys = rotate(keys, attention.cos, attention.sin)
-            if write_cache is not None:
-                keys, values = write_cache(keys, values)
-            mixed = self._attend(queries, keys, values, attention)
+            if attend is None:
+                mixed, cache = self._attend(queries, keys, values, attention), (keys, values)
+            else:
+                mixed, cache = attend(queries, keys, values)
             x = x + linear("o_proj", mixed.reshape(rows, length, -1))
         with jax.named_scope("mlp"):
             hidden = norm("post_norm", x, config.hidden_size)
             gated = nn.silu(linear("gate_proj", hidden)) * linear("up_proj", hidden)
             x = x + linear("down_proj", gated)
-        return x, (keys, values)
+        return x, cache
 
     def _attend(self, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
-        if attention.mask is not None:
-            return attending.attend(queries, keys, values, attention.mask)
         if self.config.attention == "cudnn" and attention.valid is None:
             return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
         by_rows = self.config.attention == "rows"

@@ -71,8 +71,8 @@ class Sampler:
         def compiled(function: Callable, **options: Any) -> Any:
             return jax.jit(functools.partial(function, settings), **options)
 
-        self.prefill = compiled(decode.prefill, static_argnames="free")
-        self.advance = compiled(decode.advance, donate_argnums=2)
+        self.prefill = compiled(decode.prefill, static_argnames=("slots", "seats"))
+        self.advance = compiled(decode.advance, donate_argnums=3)
         self.empty = compiled(decode.empty_part, static_argnums=(0, 1))
         self._regrow = compiled(decode.regrow, static_argnums=2)
         self._choose = compiled(decode.choose)
@@ -89,20 +89,21 @@ class Sampler:
         prompts: Int[np.ndarray, "Q B"],
         prompt_valid: Bool[np.ndarray, "Q B"],
         *,
+        source_of_row: Int[np.ndarray, " N"],
         active: Bool[np.ndarray, " N"],
         temperature: float,
         stride: int | None = None,
-        **sources: Any,
+        **given: Any,
     ) -> Iterator[Samples]:
         """Yields what there is of all completions after every `stride` tokens, at least after every part.
 
         The arrays are the same from one time to the next, and grow in place. A caller that has enough asks no more.
         """
-        bounds = [0, *padding.completion_lengths(self.max_new_tokens)]
-        samples = _nothing(np.asarray(active), self.max_new_tokens, self.settings.pad_id)
-        policy, fixed, state = self.prefill(
-            base, adapter, prompts, prompt_valid, active=np.asarray(active), free=bounds[1], **sources
-        )
+        bounds, active = [0, *padding.completion_lengths(self.max_new_tokens)], np.asarray(active)
+        samples = _nothing(active, self.max_new_tokens, self.settings.pad_id)
+        seat, seats = take_seats(np.asarray(source_of_row), active, len(prompts))
+        given |= {"source_of_row": source_of_row, "active": active, "seat": seat, "seats": seats}
+        policy, shared, fixed, state = self.prefill(base, adapter, prompts, prompt_valid, slots=bounds[1], **given)
         temperature = np.float32(temperature)
         place = np.arange(samples.ended.size)  # the row that each of the batch's is
         for first, end in zip(bounds, bounds[1:], strict=False):
@@ -111,7 +112,7 @@ class Sampler:
                 place, fixed, state = self._continue(place, fixed, state, caches, more=end - first)
             part = self.empty(place.size, end - first)
             for until in _stops(first, end, stride):
-                state, part = self.advance(policy, fixed, (state, part), _span(first, until, temperature))
+                state, part = self.advance(policy, shared, fixed, (state, part), _span(first, until, temperature))
                 samples = _noted(samples, place, slice(first, end), jax.device_get((state.step, state.ended, part)))
                 yield samples
                 if samples.ended.all():
@@ -174,6 +175,26 @@ def batch_size(live: int, rows: int, *, divisor: int) -> int:
     while rows % (2 * divisor) == 0 and rows // 2 >= max(live, _LEAST_ROWS):
         rows //= 2
     return rows
+
+
+def take_seats(
+    source_of_row: Int[np.ndarray, " N"], active: Bool[np.ndarray, " N"], sources: int
+) -> tuple[Int[np.ndarray, " N"], int]:
+    """A seat for every active row among the R of its source, and R.
+
+    R is N / Q or a power of two times that, so that few programs serve whatever the rows are.
+
+    Returns:
+        [N] int32, source times R plus a place below R, and Q R for a row that is not sampled; R.
+    """
+    place = np.zeros(source_of_row.size, np.int32)
+    for source in range(sources):
+        rows = np.flatnonzero(active & (source_of_row == source))
+        place[rows] = np.arange(rows.size)
+    seats = max(1, source_of_row.size // sources)
+    while seats <= place.max():
+        seats *= 2
+    return np.where(active, source_of_row * seats + place, sources * seats).astype(np.int32), seats
 
 
 def _divisor(mesh: jax.sharding.Mesh | None) -> int:

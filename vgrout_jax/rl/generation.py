@@ -63,6 +63,8 @@ class Generator:
         """
         count = len(prompts)
         active = [True] * count if active is None else list(active)
+        if self.config.gate.kind == "clean":  # the quarantine never trains: both policies are one, bit for bit
+            quarantine_on = [False] * count
         sources, of_row = _sources(prompts, quarantine_on, active)
         if count > self.rows or len(sources) > self.sources:
             raise ValueError(f"{count} rows of {len(sources)} sources exceed {self.rows} of {self.sources}")
@@ -142,7 +144,8 @@ def build_generator(
 
     truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1.0
     plain = build(0, 1.0)
-    policies = 2 if 0.0 < config.rollout.deployed_frac < 1.0 else 1
+    mixed = 0.0 < config.rollout.deployed_frac < 1.0 and config.gate.kind != "clean"
+    policies = 2 if mixed else 1
     return Generator(
         sample=build(config.rollout.top_k, config.rollout.top_p) if truncated else plain,
         sample_untruncated=plain,
