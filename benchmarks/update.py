@@ -10,7 +10,8 @@ program are counted over every padded position and for half of the rows run agai
 was measured is held against the tokens that are no padding and the rows that had to be run again.
 
 Model FLOP utilisation counts 4 operations a weight and token for each forward and backward pass, 2 for a forward
-alone, and the adapter's own (6 with its gradient), over the roofline's rate.
+alone, and the adapter's own (6 with its gradient), over the roofline's rate, a prompt once a group where a pass can
+share it. `over_unshared` is the time over the floor of an update that reads every prompt once a rollout instead.
 """
 
 import argparse
@@ -39,6 +40,7 @@ TIME_COLUMNS = (
     "wall_s",
     "flop_floor_s",
     "over_flop_floor",
+    "over_unshared",
     "byte_floor_s",
     "over_byte_floor",
     "mfu",
@@ -115,15 +117,18 @@ def figures(
     metrics: StepMetrics,
 ) -> dict[str, float]:
     """An update's seconds, floors and utilisation, for the tokens of its batch."""
-    tokens = work.valid_tokens(batch.valid, batch.completion_mask)
+    tokens = work.valid_tokens(shape, batch.valid, batch.completion_mask)
     again = share_again(arm, batch, metrics)
     seconds = roof.seconds(cost)
     least = work.update_work(shape, arm, kl=kl, tokens=tokens, again=again)
     useful = work.update_flops(shape, arm, kl=kl, tokens=tokens, again=again, adapter=True)
+    alone = dataclasses.replace(tokens, shared=tokens.read)
+    unshared = work.update_flops(shape, arm, kl=kl, tokens=alone, again=again) / roof.flops
     return {
         "cpu_s": cost.cpu,
         "wall_s": cost.running,
         **least.figures(roof, seconds),
+        "over_unshared": seconds / unshared,
         "mfu": useful / (seconds * roof.flops),
         "tokens_s": tokens.read / cost.running,
         "tokens": tokens.read,

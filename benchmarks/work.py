@@ -1,9 +1,10 @@
 """The least work of a step: operations and bytes that no implementation can do without, as plain formulas.
 
 Only products with weights count towards the floors: 2 operations a weight and token for a forward pass and as many
-for a backward pass to the activations; the frozen weights need no gradient of their own. The head's weights count
-for completion tokens alone. Attention, and what a rematerialised layer does twice, come on top; the adapter counts
-where `adapter=True` asks for it, which is how model FLOP utilisation is defined here.
+for a backward pass to the activations; the frozen weights need no gradient of their own. A group's rollouts share
+their prompt, so each pass needs it once a group, but for the probe's backward pass, which every rollout needs for
+itself. The head's weights count for completion tokens alone. Attention, and what a rematerialised layer does twice,
+come on top; the adapter counts where `adapter=True` asks for it, which is how model FLOP utilisation is defined here.
 """
 
 import dataclasses
@@ -50,25 +51,29 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Tokens of a batch that a forward pass has to read.
+    """Tokens of a batch.
 
     Attributes:
-        read: by the layers.
-        scored: by the head as well: of completions.
+        read: of all rollouts, each with its prompt.
+        shared: with a group's prompt once.
+        scored: of completions, which alone the head has to read.
     """
 
     read: int
+    shared: int
     scored: int
 
 
 def every_position(shape: shapes.Shape) -> Tokens:
     """All positions of the padded batch."""
-    return Tokens(shape.rows * (shape.prompt_tokens + shape.new_tokens), shape.rows * shape.new_tokens)
+    new = shape.rows * shape.new_tokens
+    return Tokens(shape.rows * shape.prompt_tokens + new, shape.prompts * shape.prompt_tokens + new, new)
 
 
-def valid_tokens(valid: np.ndarray, completion_mask: np.ndarray) -> Tokens:
+def valid_tokens(shape: shapes.Shape, valid: np.ndarray, completion_mask: np.ndarray) -> Tokens:
     """Those that are no padding, of [N, S] and [N, T] masks."""
-    return Tokens(int(np.sum(valid)), int(np.sum(completion_mask)))
+    new = int(np.sum(completion_mask))
+    return Tokens(int(np.sum(valid)), int(np.sum(valid[:: shape.group, : -shape.new_tokens])) + new, new)
 
 
 def layer_weights(model: qwen3.Qwen3Config) -> int:
@@ -112,10 +117,12 @@ def update_flops(
     tokens = every_position(shape) if tokens is None else tokens
     trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
     model = shape.model
-    once = 2.0 * (tokens.read * layer_weights(model) + tokens.scored * head_weights(model))
-    total = once * (2 * (trained + probed) + forward + base)
+    passes = 2 * (trained + probed) + forward + base
+    layers = tokens.shared * (passes - probed) + tokens.read * probed
+    total = 2.0 * (layers * layer_weights(model) + tokens.scored * passes * head_weights(model))
     if adapter:  # the probe needs no gradient of the factors
-        total += 2.0 * tokens.read * adapter_weights(model, shape.rank) * (3 * trained + 2 * probed + forward)
+        products = tokens.shared * (3 * trained + probed + forward) + tokens.read * probed
+        total += 2.0 * products * adapter_weights(model, shape.rank)
     return total
 
 

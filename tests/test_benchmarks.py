@@ -25,16 +25,17 @@ TINY = shapes.SHAPES["tiny"]
 
 def test_the_floor_counts_a_forward_pass_without_its_attention():
     """Against the products of the model's own forward pass, less those that read no weight."""
-    model, rows, length = TINY.model, TINY.rows, TINY.prompt_tokens + TINY.new_tokens
+    alone = dataclasses.replace(TINY, prompts=TINY.rows, group=1)
+    model, rows, length = alone.model, alone.rows, alone.prompt_tokens + alone.new_tokens
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     valid = jax.ShapeDtypeStruct((rows, length), bool)
 
     def forward(base, tokens, valid):
-        return policy.completion_logprobs(model, base, tokens, valid, completion_length=TINY.new_tokens, chunk=1024)
+        return policy.completion_logprobs(model, base, tokens, valid, completion_length=alone.new_tokens, chunk=1024)
 
     counted = flops.matmul_flops(forward, qwen3.abstract_parameters(model), tokens, valid)
     attention = 2 * 2 * rows * length**2 * model.num_heads * model.head_dim * model.num_layers
-    none, with_kl = (work.update_flops(TINY, "none", kl=kl) for kl in (False, True))
+    none, with_kl = (work.update_flops(alone, "none", kl=kl) for kl in (False, True))
     assert with_kl - none == counted - attention
     assert none == 2 * (counted - attention)
 
@@ -68,7 +69,7 @@ def test_decoding_reads_what_stands_before_each_token():
 
 def test_utilisation_counts_four_operations_a_weight_and_token():
     """With the head on every token the count is 4 N for none without KL, and 6 for each of the adapter's weights."""
-    tokens = work.Tokens(read=10, scored=10)
+    tokens = work.Tokens(read=10, shared=10, scored=10)
     weights = work.layer_weights(TINY.model) + work.head_weights(TINY.model)
     own = work.adapter_weights(TINY.model, TINY.rank)
     assert work.update_flops(TINY, "none", kl=False, tokens=tokens, adapter=True) == 10 * (4 * weights + 6 * own)

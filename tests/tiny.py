@@ -68,6 +68,7 @@ def batch(seed: int = 0, rewards: object = None) -> Batch:
     """Prompts of unequal length, completions of unequal length, both policies among the samplers."""
     generator = np.random.default_rng(seed)
     tokens = generator.integers(0, VOCAB, (ROWS, PROMPT_TOKENS + NEW_TOKENS)).astype(np.int32)
+    tokens[:, :PROMPT_TOKENS] = np.repeat(tokens[::GROUP, :PROMPT_TOKENS], GROUP, axis=0)
     left = np.repeat(generator.integers(0, 3, PROMPTS), GROUP)
     lengths = generator.integers(2, NEW_TOKENS + 1, ROWS)
     place = np.arange(PROMPT_TOKENS + NEW_TOKENS)

@@ -60,6 +60,11 @@ def sharding_of(mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: 
     return NamedSharding(mesh, PartitionSpec(*map(mesh_axis, axes, shape)))
 
 
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
+    """Over how many devices the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

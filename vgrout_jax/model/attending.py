@@ -16,23 +16,24 @@ _CACHED = 2**19  # attention weights of one block and some rows
 
 def attend_causally(
     queries: Float[Array, "N T H E"],
-    keys: Float[Array, "N T K E"],
-    values: Float[Array, "N T K E"],
-    valid: Bool[Array, "N T"] | None = None,
+    keys: Float[Array, "N S K E"],
+    values: Float[Array, "N S K E"],
+    valid: Bool[Array, "N S"] | None = None,
     *,
     by_rows: bool = False,
 ) -> Float[Array, "N T H E"]:
-    """`attend` where a query reads itself and what is valid before it; the weights are never all there at once.
+    """Attention of the last T of S tokens, each to itself and what is valid before it; softmax in float32.
 
     Queries go in blocks, each compared with the keys up to its own end, which in the limit halves work and memory;
-    the backward pass computes the weights anew. `by_rows` takes as few rows at a time as fit a cache.
+    the weights are never all there at once, and the backward pass computes them anew. `by_rows` takes as few rows at
+    a time as fit a cache. A query that may read no key (padding) gets a finite number that nobody reads.
     """
     rows, length, num_heads, _ = queries.shape
     size = max(_LEAST_BLOCK, -(-length // _MOST_BLOCKS))
     inputs = (queries, keys, values) if valid is None else (queries, keys, values, valid)
-    together = max(1, _CACHED // (num_heads * size * length))
+    together = max(1, _CACHED // (num_heads * size * keys.shape[1]))
     attend_row = functools.partial(_attend_row, size=size)
-    if length > size:
+    if keys.shape[1] > size:
         attend_row = jax.checkpoint(attend_row)
     if by_rows and together < rows:
         return jax.lax.map(lambda row: attend_row(*row), inputs, batch_size=None if together == 1 else together)
@@ -40,18 +41,18 @@ def attend_causally(
 
 
 def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None = None, *, size: int) -> Array:
-    """One row, [T, H, E] and twice [T, K, E], in blocks of `size` queries."""
+    """One row, [T, H, E] and twice [S, K, E], in blocks of `size` queries."""
     length, num_heads, head_dim = queries.shape
-    count = keys.shape[1]
+    before, count = keys.shape[0] - length, keys.shape[1]
     grouped = queries.reshape(length, count, -1, head_dim).transpose(1, 2, 0, 3)  # [K, G, T, E]
     keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)
     blocks = []
     for start in range(0, length, size):
-        end = min(start + size, length)
-        readable = jnp.arange(start, end)[:, None] >= jnp.arange(end)
+        block = grouped[:, :, start : start + size]
+        end = before + start + block.shape[2]
+        readable = jnp.arange(before + start, end)[:, None] >= jnp.arange(end)
         if valid is not None:
             readable &= valid[:end]
-        block = grouped[:, :, start:end]
         flat = block.reshape(count, -1, head_dim)
         logits = jnp.matmul(flat, keys[:, :, :end], preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
         logits = jnp.where(readable, logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)

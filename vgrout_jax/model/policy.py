@@ -43,9 +43,7 @@ def completion_logprobs(
     if not 0 < completion_length < tokens.shape[1]:
         limit = tokens.shape[1] - 1
         raise ValueError(f"completion_length must be between 1 and S - 1 = {limit}, got {completion_length}")
-    layer = None
-    if adapter is not None:
-        layer = qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), scale)
+    layer = _layer(config, adapter, scale)
     prompt_lengths = jnp.sum(valid[:, :-completion_length], axis=1)
     aligned = _shifted(tokens, tokens.shape[1] - completion_length - prompt_lengths)
     attention = qwen3.aligned_attention(tokens.shape[1], config)
@@ -54,6 +52,59 @@ def completion_logprobs(
     rows, positions = jnp.arange(len(hidden))[:, None], prompt_lengths[:, None] - 1 + jnp.arange(completion_length)
     before = hidden.at[rows, positions].get(unique_indices=True, indices_are_sorted=True, mode="clip")
     return token_logprobs(base, before, tokens[:, -completion_length:], chunk=chunk)
+
+
+def prompt_caches(
+    config: qwen3.Qwen3Config,
+    base: dict,
+    prompts: Int[Array, "Q B"],
+    valid: Bool[Array, "Q B"],
+    *,
+    adapter: lora2r.Adapter | None = None,
+    route: lora2r.Route | None = None,
+    scale: dict[str, Array] | None = None,
+) -> tuple[Float[Array, "L Q B K E"], Float[Array, "L Q B K E"]]:
+    """Keys and values of prompts, for `continued_logprobs`; a prompt's first token comes first, its padding last.
+
+    Arguments as of `completion_logprobs`.
+    """
+    lengths = jnp.sum(valid, axis=1)
+    aligned, attention = _shifted(prompts, valid.shape[1] - lengths), qwen3.aligned_attention(valid.shape[1], config)
+    layer = _layer(config, adapter, scale)
+    return qwen3.Qwen3(config).apply({"params": base}, aligned, attention, layer, route, with_cache=True)[1]
+
+
+def continued_logprobs(
+    config: qwen3.Qwen3Config,
+    base: dict,
+    caches: tuple[Float[Array, "L N B K E"], Float[Array, "L N B K E"]],
+    prompt_lengths: Int[Array, " N"],
+    tokens: Int[Array, "N TplusOne"],
+    *,
+    chunk: int,
+    adapter: lora2r.Adapter | None = None,
+    route: lora2r.Route | None = None,
+    scale: dict[str, Array] | None = None,
+) -> Float[Array, "N T"]:
+    """`completion_logprobs` where the prompts have been read before.
+
+    Args:
+        config, base, chunk, adapter, route, scale: as there.
+        caches: of every row's prompt, of `prompt_caches`.
+        prompt_lengths: tokens of every row's prompt.
+        tokens: the prompt's last token, which is read once more, and the completion.
+    """
+    inputs, slots = tokens[:, :-1], caches[0].shape[2]
+    attention = qwen3.continued_attention(prompt_lengths - 1, inputs.shape[1], slots, config)
+    layer = _layer(config, adapter, scale)
+    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, inputs, attention, layer, route, before=caches)
+    return token_logprobs(base, hidden, tokens[:, 1:], chunk=chunk)
+
+
+def _layer(
+    config: qwen3.Qwen3Config, adapter: lora2r.Adapter | None, scale: dict[str, Array] | None
+) -> qwen3.AdapterLayer | None:
+    return None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), scale)
 
 
 def _shifted(tokens: Int[Array, "N S"], left: Int[Array, " N"]) -> Int[Array, "N S"]:

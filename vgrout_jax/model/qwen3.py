@@ -7,6 +7,7 @@ Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -113,7 +114,8 @@ class Attention:
     Attributes:
         cos: rotary cosines, [N, T, E/2] float32; one row may stand for all.
         sin: rotary sines, likewise.
-        valid: [N, T] bool, False on padding; None: no key that comes before a query that counts is padding.
+        valid: [N, S] bool, False on padding, over what stands before the tokens, where that is given, and the tokens;
+            None: no key that comes before a query that counts is padding.
     """
 
     cos: jax.Array
@@ -219,6 +221,18 @@ class Block(nn.Module):
         by_rows = self.config.attention == "rows"
         return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
 
+    def attend_behind(
+        self, before: tuple[Array, Array], attention: Attention, *tokens: Array
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Attention to keys and values of earlier tokens, [N, B, K, E], and to these; for `__call__`'s `attend`."""
+        queries, *own = tokens
+        keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(before, own, strict=True))
+        if self.config.attention == "cudnn":
+            causal = jnp.tri(queries.shape[1], keys.shape[1], keys.shape[1] - queries.shape[1], dtype=bool)
+            mask = causal & attention.valid[:, None, None]
+            return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn"), tuple(own)
+        return self._attend(queries, keys, values, attention), tuple(own)
+
 
 class Qwen3(nn.Module):
     """The decoder: embeddings, scanned layers, final norm. `unembed` turns hidden states into logits."""
@@ -233,15 +247,18 @@ class Qwen3(nn.Module):
         adapter: AdapterLayer | None = None,
         route: lora2r.Route | None = None,
         *,
+        before: tuple[Array, Array] | None = None,
         with_cache: bool = False,
     ) -> tuple[Float[Array, "N T D"], tuple[Array, Array] | None]:
         """Runs all layers.
 
         Args:
             tokens: token ids.
-            attention: of `causal_attention` or `aligned_attention`, or the decoder's own.
+            attention: of `causal_attention`, `aligned_attention` or `continued_attention`.
             adapter: the fused adapter, stacked over layers; None: the base model alone.
             route: the masks; needed where an adapter is given.
+            before: keys and values of what stands before the tokens, [L, N, B, K, E] each, or None; what of it may
+                be read says `attention.valid`.
             with_cache: also return every layer's keys and values.
 
         Returns:
@@ -252,8 +269,9 @@ class Qwen3(nn.Module):
         embed = self.param("embed", nn.initializers.normal(0.02), shape, config.dtype)
         x = embed[tokens]
 
-        def body(block: Block, carry: Array, layer: AdapterLayer | None) -> tuple[Array, Any]:
-            out, cache = block(carry, attention, layer, route)
+        def body(block: Block, carry: Array, layer: AdapterLayer | None, earlier: Any) -> tuple[Array, Any]:
+            attend = None if earlier is None else functools.partial(block.attend_behind, earlier, attention)
+            out, cache = block(carry, attention, layer, route, attend)
             return out, cache if with_cache else None
 
         if config.remat:
@@ -265,7 +283,7 @@ class Qwen3(nn.Module):
             length=config.num_layers,
             in_axes=0,
         )
-        x, caches = scan(Block(config, name="layers"), x, adapter)
+        x, caches = scan(Block(config, name="layers"), x, adapter, before)
         scale = self.param("final_norm", nn.initializers.ones, (config.hidden_size,), config.dtype)
         if not config.tie_embeddings:
             self.param("lm_head", nn.initializers.normal(0.02), shape[::-1], config.dtype)
@@ -293,6 +311,15 @@ def aligned_attention(length: int, config: Qwen3Config) -> Attention:
     """Causal attention for sequences that begin at position 0, so that padding only follows."""
     cos, sin = rotary(jnp.arange(length)[None], config)
     return Attention(cos=cos, sin=sin)
+
+
+def continued_attention(lengths: Int[Array, " N"], tokens: int, slots: int, config: Qwen3Config) -> Attention:
+    """Attention of so many tokens behind the first `lengths` ones of `slots` given as keys and values."""
+    cos, sin = rotary(lengths[:, None] + jnp.arange(tokens), config)
+    earlier = jnp.arange(slots) < lengths[:, None]
+    return Attention(
+        cos=cos, sin=sin, valid=jnp.concatenate([earlier, jnp.ones((earlier.shape[0], tokens), bool)], 1)
+    )
 
 
 def init_parameters(config: Qwen3Config, seed: int) -> dict[str, Any]:

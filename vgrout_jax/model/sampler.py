@@ -19,6 +19,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Int
 
+from vgrout_jax import sharding
 from vgrout_jax.model import decode, lora2r, padding, qwen3
 
 _LEAST_ROWS = 8  # of a batch after rows were dropped
@@ -199,7 +200,7 @@ def take_seats(
 
 def _divisor(mesh: jax.sharding.Mesh | None) -> int:
     """Devices that the rows are split over."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None else sharding.batch_devices(mesh)
 
 
 def _stops(first: int, end: int, stride: int | None) -> Iterator[int]:

@@ -1,6 +1,14 @@
-"""The passes of a step over a batch of rollouts, in micro-batches (docs/method.md section 7)."""
+"""The passes of a step over a batch of rollouts, in micro-batches (docs/method.md section 7).
 
+A group's rollouts share their prompt, which stands for most of their tokens, so a pass reads it once for all of them
+that lie in one micro-batch and run under the same masks, and the completions behind it. What comes back to the prompt
+is added up over those rollouts before it goes through the prompt's tokens; the probe alone, whose gradient is asked
+for rollout by rollout, goes back through the prompt for each.
+"""
+
+import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +35,26 @@ class Row:
     live: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class Variants:
+    """The policies under which a pass runs its rollouts; a prompt is read under each that a rollout needs.
+
+    Attributes:
+        quarantine_on: [V] bool, m of each.
+        detach_deployed: [V] bool, d of each, or None for nowhere.
+        of_row: [n] int32, the policy of each rollout.
+    """
+
+    quarantine_on: Array
+    detach_deployed: Array | None
+    of_row: Array
+
+    def route(self, chosen: Array) -> lora2r.Route:
+        """The masks of the chosen policies."""
+        detach = None if self.detach_deployed is None else self.detach_deployed[chosen]
+        return lora2r.Route(self.quarantine_on[chosen], detach)
+
+
 class Passes:
     """The forward and backward passes over a batch, as pure functions closed over the run's settings."""
 
@@ -34,44 +62,101 @@ class Passes:
         self.config, self.model, self.mesh = config, model, mesh
         self.rollouts = config.rollout.prompts * config.rollout.group_size
         self.probe_full = config.gate.probe_policy == "full"
+        # Rollouts of one group that stand together in a micro-batch, and on one device: a pack.
+        here = max(1, config.train.micro_batch // sharding.batch_devices(mesh))
+        self.pack = math.gcd(here, config.train.micro_batch, config.rollout.group_size)
 
     def logprobs(
         self,
         frozen: Frozen,
         deltas: lora2r.Factors | None,
         batch: Batch,
-        route: lora2r.Route | None,
+        variants: Variants,
+        *,
+        length: int,
+        needed: Bool[Array, "n"],
+    ) -> Float[Array, "n T"]:
+        """log pi of the completions; `deltas` None: the base with the adapter off.
+
+        Of the first `length` tokens, and 0 for those behind, which no row may have. Rows that are not `needed` may
+        get anything finite.
+        """
+        packs, count = needed.shape[0] // self.pack, variants.quarantine_on.size
+        by_pack = variants.of_row.reshape(packs, self.pack)
+        adapter = None if deltas is None else lora2r.Adapter(frozen.init, deltas)
+
+        def read(variant: Array) -> tuple[Array, Array]:
+            return self.read_prompts(frozen, adapter, batch, variants.route(jnp.full(packs, variant)))
+
+        if count == 1:
+            caches = jax.tree.map(self._of_rows, read(jnp.int32(0)))
+        else:
+            # Read, and in the backward pass read back, only where a rollout that counts runs under it.
+            wanted = [jnp.any(needed & (variants.of_row == variant)) for variant in range(count)]
+            empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(read, jnp.int32(0)))
+            every = jax.lax.map(
+                lambda given: jax.lax.cond(given[1], read, lambda _: empty, given[0]),
+                (jnp.arange(count), jnp.stack(wanted)),
+            )
+            caches = jax.tree.map(lambda leaf: self._of_rows(leaf, by_pack), every)
+        route = variants.route(variants.of_row)
+        return self.continue_prompts(frozen, adapter, batch, route, caches, length=length)
+
+    def read_prompts(
+        self, frozen: Frozen, adapter: lora2r.Adapter | None, batch: Batch, route: lora2r.Route, scale: Any = None
+    ) -> tuple[Array, Array]:
+        """Keys and values of every pack's prompt, [L, packs, B, K, E] each."""
+        bucket = batch.tokens.shape[1] - batch.completion_mask.shape[1]
+        tokens, valid = batch.tokens[:: self.pack, :bucket], batch.valid[:: self.pack, :bucket]
+        options = {"adapter": adapter, "route": route, "scale": scale}
+        return policy.prompt_caches(self.model, frozen.base, tokens, valid, **options)
+
+    def continue_prompts(
+        self,
+        frozen: Frozen,
+        adapter: lora2r.Adapter | None,
+        batch: Batch,
+        route: lora2r.Route,
+        caches: tuple[Array, Array],
         *,
         length: int,
         scale: Any = None,
     ) -> Float[Array, "n T"]:
-        """log pi of the completions under one policy; `deltas` None: the base with the adapter off.
-
-        Of the first `length` tokens, and 0 for those behind, which no row may have.
-        """
-        behind = batch.completion_mask.shape[1] - length
-        whole = batch.tokens.shape[1] - behind
-        logprobs = policy.completion_logprobs(
+        """log pi of the completions behind the caches of every row's prompt."""
+        whole = batch.completion_mask.shape[1]
+        bucket = batch.tokens.shape[1] - whole
+        lengths = jnp.sum(batch.valid[:, :bucket], axis=1)
+        logprobs = policy.continued_logprobs(
             self.model,
             frozen.base,
-            batch.tokens[:, :whole],
-            batch.valid[:, :whole],
-            completion_length=length,
+            caches,
+            lengths,
+            batch.tokens[:, bucket - 1 : bucket + length],
             chunk=self.config.model.logprob_chunk,
-            adapter=None if deltas is None else lora2r.Adapter(frozen.init, deltas),
+            adapter=adapter,
             route=route,
             scale=scale,
         )
-        return jnp.pad(logprobs, ((0, 0), (0, behind)))
+        return jnp.pad(logprobs, ((0, 0), (0, whole - length)))
+
+    def _of_rows(self, leaf: Array, variant_of_row: Int[Array, "packs R"] | None = None) -> Array:
+        """[L, packs, ...], or with each row's variant [V, L, packs, ...] -> [L, n, ...]: every row its prompt's."""
+        shape = (*leaf.shape[-5:-3], self.pack, *leaf.shape[-3:])
+        if variant_of_row is None:
+            each = jnp.broadcast_to(leaf[:, :, None], shape)
+        else:
+            chosen = jnp.broadcast_to(variant_of_row[None, :, :, None, None, None], shape)
+            each = jax.lax.select_n(chosen, *[jnp.broadcast_to(one[:, :, None], shape) for one in leaf])
+        return each.reshape(shape[0], -1, *shape[3:])
 
     def over_rows(
         self, body: Callable, carry: Any, rows: Any, *, needed: Bool[Array, "N"], lengths: Array, skipped: Any
     ) -> tuple[Any, Any]:
         """Scans `body(carry, rows, length) -> (carry, outputs)` over micro-batches of the rows that need it.
 
-        Rows that need it come first, the short ones before the long, and a micro-batch is run at the smallest of
-        `padding.completion_lengths` that holds its rows; `lengths` [N] are theirs. A micro-batch that nobody needs
-        is not run: its outputs are `skipped`.
+        Rows of a group stand in packs; packs and the rows in them that need it come first, the short ones before the
+        long, and a micro-batch is run at the smallest of `padding.completion_lengths` that holds its rows; `lengths`
+        [N] are theirs. A micro-batch that nobody needs is not run: its outputs are `skipped`.
 
         Returns:
             The last carry, and the outputs in the rows' own order.
@@ -80,7 +165,7 @@ class Passes:
         size = self.config.train.micro_batch
         at_least = jnp.searchsorted(jnp.array(padded), lengths)  # the place of each row's padded length
         at_least = jnp.where(needed, at_least, len(padded))
-        order = jnp.argsort(at_least, stable=True)
+        order = self._packed(at_least, needed)
 
         def split(leaf: Array) -> Array:
             chunks = leaf[order].reshape(-1, size, *leaf.shape[1:])
@@ -100,6 +185,15 @@ class Passes:
         inverse = jnp.argsort(order)
         return carry, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[inverse], outputs)
 
+    def _packed(self, place: Int[Array, "N"], needed: Bool[Array, "N"]) -> Int[Array, "N"]:
+        """An order of the rows: inside of groups by place, then packs by the last place that one of them needs."""
+        groups = place.reshape(-1, self.config.rollout.group_size)
+        inside = jnp.argsort(groups, axis=1, stable=True) + jnp.arange(groups.shape[0])[:, None] * groups.shape[1]
+        packs = inside.reshape(-1, self.pack)
+        last = jnp.max(jnp.where(needed, place, -1)[packs], axis=1)
+        last = jnp.where(last < 0, jnp.max(place) + 1, last)
+        return packs[jnp.argsort(last, stable=True)].reshape(-1)
+
     def _zeros(self, *shape: int) -> Array:
         """What a skipped micro-batch puts out: float32 zeros [n, *shape]."""
         return jnp.zeros((self.config.train.micro_batch, *shape), jnp.float32)
@@ -110,16 +204,22 @@ class Passes:
     ) -> tuple[Float[Array, "N M r"], Float[Array, "N T"]]:
         """Pass 1: every rollout's probe gradient, and log pi of the policy that the probe reads."""
 
+        adapter = lora2r.Adapter(frozen.init, state.deltas)
+
         def body(carry: None, rows: Row, length: int) -> tuple[None, tuple[Array, Array]]:
             size = rows.live.shape[0]
-            route = lora2r.full_route(size) if self.probe_full else lora2r.ablated_route(size)
+            route = lora2r.full_route if self.probe_full else lora2r.ablated_route
 
-            def loss(scale: dict[str, Array]) -> tuple[Array, Array]:
-                logprobs = self.logprobs(frozen, state.deltas, rows.batch, route, length=length, scale=scale)
+            def read(scale: dict[str, Array]) -> tuple[Array, Array]:
+                return self.read_prompts(frozen, adapter, rows.batch, route(size // self.pack), scale)
+
+            def loss(scale: dict[str, Array], caches: tuple[Array, Array]) -> tuple[Array, Array]:
+                options = {"length": length, "scale": scale}
+                logprobs = self.continue_prompts(frozen, adapter, rows.batch, route(size), caches, **options)
                 return grpo.probe_loss(logprobs, rows.advantages, rows.batch.completion_mask), logprobs
 
-            ones = lora2r.probe_ones(self.model.num_layers, size, self.config.adapter.rank)
-            gradients, logprobs = probe.probe_gradients(loss, ones)
+            ones = lora2r.probe_ones(self.model.num_layers, size // self.pack, self.config.adapter.rank)
+            gradients, logprobs = probe.continued_gradients(read, loss, ones, self.pack)
             return None, (probe.deployed_half(gradients, lora2r.MODULES), logprobs)
 
         gradients = self._zeros(self.model.num_layers * len(lora2r.MODULES), self.config.adapter.rank)
@@ -133,12 +233,14 @@ class Passes:
     ) -> Float[Array, "N T"]:
         """log pi of the policy that sampled each row, without gradient, for the rows that need it."""
 
-        def body(carry: None, rows: Batch, length: int) -> tuple[None, Array]:
-            route = lora2r.Route(rows.quarantine_sampled)
-            return None, self.logprobs(frozen, state.deltas, rows, route, length=length)
+        def body(carry: None, given: tuple[Batch, Array], length: int) -> tuple[None, Array]:
+            rows, wanted = given
+            variants = Variants(jnp.array([False, True]), None, rows.quarantine_sampled.astype(jnp.int32))
+            return None, self.logprobs(frozen, state.deltas, rows, variants, length=length, needed=wanted)
 
         skipped = self._zeros(batch.completion_mask.shape[1])
-        return self.over_rows(body, None, batch, needed=needed, lengths=_lengths(batch), skipped=skipped)[1]
+        rows = (batch, needed)
+        return self.over_rows(body, None, rows, needed=needed, lengths=_lengths(batch), skipped=skipped)[1]
 
     @jax.named_scope("masked")
     def masked_gradient(
@@ -171,14 +273,16 @@ class Passes:
         self, frozen: Frozen, deltas: lora2r.Factors, row: Row, labels: Array, old_logprobs: Array, *, length: int
     ) -> tuple[Float[Array, "n"], grpo.LossStats]:
         config, batch = self.config, row.batch
-        quarantine_on, detach = gate.route_masks(labels)
-        logprobs = self.logprobs(frozen, deltas, batch, lora2r.Route(quarantine_on, detach), length=length)
+        quarantine_on, _ = gate.route_masks(labels)
+        options = {"length": length, "needed": row.live}
+        logprobs = self.logprobs(frozen, deltas, batch, self._label_variants(labels), **options)
         same_policy = self.trains_as_sampled(batch, quarantine_on)
         old = jnp.where(same_policy[:, None], jax.lax.stop_gradient(logprobs), old_logprobs)
         reference = None
         if config.loss.kl_coefficient > 0:
             with jax.named_scope("reference"):
-                reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, None, length=length))
+                base = Variants(jnp.array([False]), None, jnp.zeros_like(labels))
+                reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, base, **options))
         return grpo.row_losses(
             logprobs,
             old,
@@ -193,6 +297,13 @@ class Passes:
             clip_epsilon=config.loss.clip_epsilon,
             kl_coefficient=config.loss.kl_coefficient,
         )
+
+    def _label_variants(self, labels: Int[Array, "n"]) -> Variants:
+        """The policies of the labels; pinned arms have one label, and nothing is detached there."""
+        kind = self.config.gate.kind
+        if kind != "route":
+            return Variants(jnp.array([kind == "mid"]), None, jnp.zeros_like(labels))
+        return Variants(*gate.route_masks(jnp.array([gate.CLEAN, gate.MID, gate.HACK])), labels)
 
     def trains_as_sampled(self, batch: Batch, quarantine_on: Bool[Array, "n"]) -> Bool[Array, "n"]:
         """Rows whose training policy is the one that sampled them, where the ratio is 1 by definition.
