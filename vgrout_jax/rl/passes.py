@@ -1,9 +1,9 @@
 """The passes of a step over a batch of rollouts, in micro-batches (docs/method.md section 7).
 
-A group's rollouts share their prompt, which stands for most of their tokens, so a pass reads it once for all of them
-that lie in one micro-batch and run under the same masks, and the completions behind it. What comes back to the prompt
-is added up over those rollouts before it goes through the prompt's tokens; the probe alone, whose gradient is asked
-for rollout by rollout, goes back through the prompt for each.
+A group's rollouts share their prompt, which is often most of their tokens. A pass reads it once under each policy
+that its rollouts of one micro-batch may have, and the completions behind it; on the way back, what reaches the prompt
+is added up over the rollouts first. The probe alone, which is asked for rollout by rollout, goes back through the
+prompt for each.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Variants:
-    """The policies under which a pass runs its rollouts; a prompt is read under each that a rollout needs.
+    """The policies under which a pass runs its rollouts.
 
     Attributes:
         quarantine_on: [V] bool, m of each.
@@ -67,47 +67,52 @@ class Passes:
         self.pack = math.gcd(here, config.train.micro_batch, config.rollout.group_size)
 
     def logprobs(
-        self,
-        frozen: Frozen,
-        deltas: lora2r.Factors | None,
-        batch: Batch,
-        variants: Variants,
-        *,
-        length: int,
-        needed: Bool[Array, "n"],
+        self, frozen: Frozen, deltas: lora2r.Factors | None, batch: Batch, variants: Variants, *, length: int
     ) -> Float[Array, "n T"]:
         """log pi of the completions; `deltas` None: the base with the adapter off.
 
-        Of the first `length` tokens, and 0 for those behind, which no row may have. Rows that are not `needed` may
-        get anything finite.
+        Of the first `length` tokens, and 0 for those behind, which no row may have.
         """
-        packs, count = needed.shape[0] // self.pack, variants.quarantine_on.size
-        by_pack = variants.of_row.reshape(packs, self.pack)
         adapter = None if deltas is None else lora2r.Adapter(frozen.init, deltas)
-
-        def read(variant: Array) -> tuple[Array, Array]:
-            return self.read_prompts(frozen, adapter, batch, variants.route(jnp.full(packs, variant)))
-
-        if count == 1:
-            caches = jax.tree.map(self._of_rows, read(jnp.int32(0)))
-        else:
-            # Read, and in the backward pass read back, only where a rollout that counts runs under it.
-            wanted = [jnp.any(needed & (variants.of_row == variant)) for variant in range(count)]
-            empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(read, jnp.int32(0)))
-            every = jax.lax.map(
-                lambda given: jax.lax.cond(given[1], read, lambda _: empty, given[0]),
-                (jnp.arange(count), jnp.stack(wanted)),
-            )
-            caches = jax.tree.map(lambda leaf: self._of_rows(leaf, by_pack), every)
         route = variants.route(variants.of_row)
+        caches = self._variants_read(frozen, adapter, batch, variants)
         return self.continue_prompts(frozen, adapter, batch, route, caches, length=length)
 
-    def read_prompts(
-        self, frozen: Frozen, adapter: lora2r.Adapter | None, batch: Batch, route: lora2r.Route, scale: Any = None
+    def _variants_read(
+        self, frozen: Frozen, adapter: lora2r.Adapter | None, batch: Batch, variants: Variants
     ) -> tuple[Array, Array]:
-        """Keys and values of every pack's prompt, [L, packs, B, K, E] each."""
+        """Every row's prompt under the row's policy, [L, n, B, K, E] keys and values."""
+        count, packs = variants.quarantine_on.size, batch.rewards.size // self.pack
+        if self.pack <= count:  # no fewer prompts to read than rows have
+            return self.read_prompts(frozen, adapter, batch, variants.route(variants.of_row), every=1)
+        tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * (leaf.ndim - 1)), batch)
+        route = variants.route(jnp.repeat(jnp.arange(count), packs))
+        read = self.read_prompts(frozen, adapter, tiled, route, every=self.pack)
+        by_pack = variants.of_row.reshape(packs, self.pack)
+
+        def of_rows(leaf: Array) -> Array:
+            """[L, V packs, ...] -> [L, n, ...]."""
+            leaf = leaf.reshape(leaf.shape[0], count, packs, 1, *leaf.shape[2:])
+            shape = (leaf.shape[0], packs, self.pack, *leaf.shape[4:])
+            each = [jnp.broadcast_to(leaf[:, variant], shape) for variant in range(count)]
+            chosen = jnp.broadcast_to(by_pack[None, :, :, None, None, None], shape)
+            return jax.lax.select_n(chosen, *each).reshape(shape[0], -1, *shape[3:])
+
+        return jax.tree.map(of_rows, read)
+
+    def read_prompts(
+        self,
+        frozen: Frozen,
+        adapter: lora2r.Adapter | None,
+        batch: Batch,
+        route: lora2r.Route,
+        *,
+        every: int,
+        scale: Any = None,
+    ) -> tuple[Array, Array]:
+        """Keys and values of the prompt of one row of `every`, [L, n / every, B, K, E] each."""
         bucket = batch.tokens.shape[1] - batch.completion_mask.shape[1]
-        tokens, valid = batch.tokens[:: self.pack, :bucket], batch.valid[:: self.pack, :bucket]
+        tokens, valid = batch.tokens[::every, :bucket], batch.valid[::every, :bucket]
         options = {"adapter": adapter, "route": route, "scale": scale}
         return policy.prompt_caches(self.model, frozen.base, tokens, valid, **options)
 
@@ -138,16 +143,6 @@ class Passes:
             scale=scale,
         )
         return jnp.pad(logprobs, ((0, 0), (0, whole - length)))
-
-    def _of_rows(self, leaf: Array, variant_of_row: Int[Array, "packs R"] | None = None) -> Array:
-        """[L, packs, ...], or with each row's variant [V, L, packs, ...] -> [L, n, ...]: every row its prompt's."""
-        shape = (*leaf.shape[-5:-3], self.pack, *leaf.shape[-3:])
-        if variant_of_row is None:
-            each = jnp.broadcast_to(leaf[:, :, None], shape)
-        else:
-            chosen = jnp.broadcast_to(variant_of_row[None, :, :, None, None, None], shape)
-            each = jax.lax.select_n(chosen, *[jnp.broadcast_to(one[:, :, None], shape) for one in leaf])
-        return each.reshape(shape[0], -1, *shape[3:])
 
     def over_rows(
         self, body: Callable, carry: Any, rows: Any, *, needed: Bool[Array, "N"], lengths: Array, skipped: Any
@@ -211,7 +206,8 @@ class Passes:
             route = lora2r.full_route if self.probe_full else lora2r.ablated_route
 
             def read(scale: dict[str, Array]) -> tuple[Array, Array]:
-                return self.read_prompts(frozen, adapter, rows.batch, route(size // self.pack), scale)
+                masks = route(size // self.pack)
+                return self.read_prompts(frozen, adapter, rows.batch, masks, every=self.pack, scale=scale)
 
             def loss(scale: dict[str, Array], caches: tuple[Array, Array]) -> tuple[Array, Array]:
                 options = {"length": length, "scale": scale}
@@ -233,14 +229,12 @@ class Passes:
     ) -> Float[Array, "N T"]:
         """log pi of the policy that sampled each row, without gradient, for the rows that need it."""
 
-        def body(carry: None, given: tuple[Batch, Array], length: int) -> tuple[None, Array]:
-            rows, wanted = given
+        def body(carry: None, rows: Batch, length: int) -> tuple[None, Array]:
             variants = Variants(jnp.array([False, True]), None, rows.quarantine_sampled.astype(jnp.int32))
-            return None, self.logprobs(frozen, state.deltas, rows, variants, length=length, needed=wanted)
+            return None, self.logprobs(frozen, state.deltas, rows, variants, length=length)
 
         skipped = self._zeros(batch.completion_mask.shape[1])
-        rows = (batch, needed)
-        return self.over_rows(body, None, rows, needed=needed, lengths=_lengths(batch), skipped=skipped)[1]
+        return self.over_rows(body, None, batch, needed=needed, lengths=_lengths(batch), skipped=skipped)[1]
 
     @jax.named_scope("masked")
     def masked_gradient(
@@ -274,15 +268,14 @@ class Passes:
     ) -> tuple[Float[Array, "n"], grpo.LossStats]:
         config, batch = self.config, row.batch
         quarantine_on, _ = gate.route_masks(labels)
-        options = {"length": length, "needed": row.live}
-        logprobs = self.logprobs(frozen, deltas, batch, self._label_variants(labels), **options)
+        logprobs = self.logprobs(frozen, deltas, batch, self._label_variants(labels), length=length)
         same_policy = self.trains_as_sampled(batch, quarantine_on)
         old = jnp.where(same_policy[:, None], jax.lax.stop_gradient(logprobs), old_logprobs)
         reference = None
         if config.loss.kl_coefficient > 0:
             with jax.named_scope("reference"):
                 base = Variants(jnp.array([False]), None, jnp.zeros_like(labels))
-                reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, base, **options))
+                reference = jax.lax.stop_gradient(self.logprobs(frozen, None, batch, base, length=length))
         return grpo.row_losses(
             logprobs,
             old,
