@@ -1,5 +1,6 @@
 """Token log-probabilities: against float64, in any chunk size, under any padding, without the full logits."""
 
+import dataclasses
 import functools
 import re
 
@@ -169,6 +170,43 @@ def test_adapter_and_scale_reach_the_model():
     np.testing.assert_allclose(completion_logprobs(tokens, valid, adapter, ones), moved, atol=1e-5)
     halved = {name: leaf / 2 for name, leaf in ones.items()}
     assert np.abs(completion_logprobs(tokens, valid, adapter, halved) - moved).max() > 1e-2
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_reading_the_prompt_first_changes_neither_values_nor_gradients(remat):
+    """Prompts of one token and of all the bucket's; gradients with respect to differences and the probe's scale."""
+    config = dataclasses.replace(CONFIG, remat=remat)
+    tokens, valid = batch()
+    valid = valid & (np.arange(BUCKET + LENGTH) >= np.arange(ROWS)[:, None] * (BUCKET - 1) // (ROWS - 1))
+    assert valid[:, :BUCKET].sum(1).min() == 1 and valid[0].all()
+    base, adapter = model()
+    generator = np.random.default_rng(9)
+    weights = jnp.asarray(generator.normal(size=(ROWS, LENGTH)), jnp.float32)
+    route = lora2r.Route(jnp.arange(ROWS) % 2 == 0, jnp.arange(ROWS) % 4 == 0)
+
+    def whole(deltas, scale):
+        options = {"adapter": lora2r.Adapter(adapter.init, deltas), "route": route, "scale": scale, "chunk": 4}
+        arrays = jnp.asarray(tokens), jnp.asarray(valid)
+        logprobs = policy.completion_logprobs(config, base, *arrays, completion_length=LENGTH, **options)
+        return jnp.sum(logprobs * weights), logprobs
+
+    def in_two(deltas, scale):
+        options = {"adapter": lora2r.Adapter(adapter.init, deltas), "route": route, "scale": scale}
+        prompts, where = jnp.asarray(tokens[:, :BUCKET]), jnp.asarray(valid[:, :BUCKET])
+        caches = policy.prompt_caches(config, base, prompts, where, **options)
+        following, lengths = jnp.asarray(tokens[:, BUCKET - 1 :]), where.sum(1)
+        logprobs = policy.continued_logprobs(config, base, caches, lengths, following, chunk=4, **options)
+        return jnp.sum(logprobs * weights), logprobs
+
+    ones = lora2r.probe_ones(CONFIG.num_layers, ROWS, 2)
+    (expected, found) = (
+        jax.jit(jax.grad(function, argnums=(0, 1), has_aux=True))(adapter.deltas, ones)
+        for function in (whole, in_two)
+    )
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(found[0]), jax.tree.leaves(expected[0]), strict=True):
+        assert np.abs(theirs).max() > 1e-3
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 * max(1.0, float(np.abs(theirs).max())))
 
 
 def float32_shapes(chunk: int) -> set[tuple[int, ...]]:

@@ -168,7 +168,7 @@ def test_clean_gradient_equals_finite_differences(frozen, deltas):
     assert (upper - lower) / (2 * step) == pytest.approx(slope, rel=2e-2)
 
 
-@pytest.mark.parametrize("micro_batch", [2])
+@pytest.mark.parametrize("micro_batch", [1, 2])
 def test_micro_batches_change_nothing(frozen, deltas, micro_batch):
     outputs = []
     for size in (tiny.ROWS, micro_batch):

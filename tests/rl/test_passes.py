@@ -1,0 +1,102 @@
+"""The passes over packs of rollouts that share their prompt, against every rollout by itself."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import tiny
+from vgrout_jax.model import lora2r, policy
+from vgrout_jax.rl.passes import Passes, Row
+from vgrout_jax.routing import probe
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    return tiny.frozen(tiny.model())
+
+
+@pytest.fixture(scope="module")
+def deltas(frozen):
+    return tiny.moved(frozen.init, 0.05)
+
+
+def make_passes(micro_batch: int, **sections) -> Passes:
+    config = tiny.config(train={"micro_batch": micro_batch}, **sections)
+    return Passes(config, tiny.model(), tiny.mesh())
+
+
+def make_row(advantages) -> Row:
+    return Row(tiny.batch(), jnp.asarray(advantages, jnp.float32), jnp.asarray(advantages) != 0)
+
+
+ADVANTAGES = [1.0, -2.0, 0.5, 0.25, -1.0, 3.0, 0.5, -0.5]
+
+
+@functools.cache
+def alone(probe_policy: str):
+    """(frozen, deltas, row) -> the probe's gradients, each rollout with a prompt of its own."""
+
+    def gradients(frozen, deltas, row):
+        route = (lora2r.full_route if probe_policy == "full" else lora2r.ablated_route)(tiny.ROWS)
+
+        def loss(scale):
+            logprobs = policy.completion_logprobs(
+                tiny.model(),
+                frozen.base,
+                row.batch.tokens,
+                row.batch.valid,
+                completion_length=tiny.NEW_TOKENS,
+                chunk=64,
+                adapter=lora2r.Adapter(frozen.init, deltas),
+                route=route,
+                scale=scale,
+            )
+            kept = jnp.where(row.batch.completion_mask, logprobs, 0.0)
+            return -jnp.sum(row.advantages * kept.sum(1)), logprobs
+
+        ones = lora2r.probe_ones(tiny.model().num_layers, tiny.ROWS, tiny.RANK)
+        found, logprobs = jax.grad(loss, has_aux=True)(ones)
+        return probe.deployed_half(found, lora2r.MODULES), logprobs
+
+    return jax.jit(gradients)
+
+
+@pytest.mark.parametrize("probe_policy", ["full", "ablated"])
+@pytest.mark.parametrize("micro_batch", [1, 2, 8])
+def test_the_probe_of_a_rollout_is_its_own_whoever_shares_its_prompt(frozen, deltas, micro_batch, probe_policy):
+    passes, row = make_passes(micro_batch, gate={"probe_policy": probe_policy}), make_row(ADVANTAGES)
+    assert passes.pack == min(micro_batch, tiny.GROUP)
+    state = tiny.state(deltas, optax.identity())
+    found, logprobs = jax.jit(passes.read_probe)(state, frozen, row)
+    expected, theirs = alone(probe_policy)(frozen, deltas, row)
+    size = np.linalg.norm(expected, axis=-1)
+    assert size.min() > 1e-4
+    assert np.max(np.linalg.norm(found - expected, axis=-1) / size) < 1e-4
+    mask = row.batch.completion_mask
+    np.testing.assert_allclose(np.asarray(logprobs)[mask], np.asarray(theirs)[mask], atol=1e-5)
+
+
+def test_a_rollout_without_advantage_is_run_where_its_pack_is_and_reads_zero(frozen, deltas):
+    advantages = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # the second group needs nothing
+    state = tiny.state(deltas, optax.identity())
+    found, logprobs = jax.jit(make_passes(4).read_probe)(state, frozen, make_row(advantages))
+    expected, _ = alone("ablated")(frozen, deltas, make_row(advantages))
+    np.testing.assert_allclose(found, expected, atol=1e-4 * float(np.abs(expected).max()))
+    assert not np.asarray(found)[[1, 3, 4, 5, 6, 7]].any() and not np.asarray(logprobs)[4:].any()
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "place", "needed", "expected"),
+    [
+        (4, [0, 1, 0, 2, 0, 0, 0, 0], [1] * 8, [4, 5, 6, 7, 0, 2, 1, 3]),  # the longer group comes last
+        (4, [2, 2, 2, 2, 0, 1, 2, 2], [0, 0, 0, 0, 1, 1, 0, 0], [4, 5, 6, 7, 0, 1, 2, 3]),  # and who is not needed
+        (2, [1, 0, 1, 0, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 1], [1, 3, 7, 4, 0, 2, 5, 6]),  # packs of two
+    ],
+)
+def test_packs_stay_in_their_group_and_the_short_come_first(micro_batch, place, needed, expected):
+    order = make_passes(micro_batch)._packed(jnp.array(place), jnp.array(needed, bool))
+    assert order.tolist() == expected
