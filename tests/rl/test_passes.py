@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from tests import tiny
-from vgrout_jax.model import lora2r, policy
+from vgrout_jax.model import lora2r, padding, policy
 from vgrout_jax.rl.passes import Passes, Row
 from vgrout_jax.routing import probe
 
@@ -100,3 +100,16 @@ def test_a_rollout_without_advantage_is_run_where_its_pack_is_and_reads_zero(fro
 def test_packs_stay_in_their_group_and_the_short_come_first(micro_batch, place, needed, expected):
     order = make_passes(micro_batch)._packed(jnp.array(place), jnp.array(needed, bool))
     assert order.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "group", "several_lengths", "expected"),
+    [(16, 8, False, 8), (16, 8, True, 4), (6, 8, False, 2), (6, 6, True, 2), (1, 8, False, 1)],
+)
+def test_packs_are_as_large_as_micro_batch_and_group_allow_but_small_where_lengths_differ(
+    micro_batch, group, several_lengths, expected, monkeypatch
+):
+    if several_lengths:
+        monkeypatch.setattr(padding, "_SHORTEST", 2)
+    config = tiny.config(rollout={"prompts": 6, "group_size": group}, train={"micro_batch": micro_batch})
+    assert Passes(config, tiny.model(), tiny.mesh()).pack == expected

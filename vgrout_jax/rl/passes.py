@@ -25,6 +25,8 @@ from vgrout_jax.rl import grpo
 from vgrout_jax.rl.state import Batch, Frozen, TrainState
 from vgrout_jax.routing import gate, probe
 
+_MOST_TOGETHER = 4  # rollouts of a pack, where completions are padded to one of several lengths
+
 
 @struct.dataclass
 class Row:
@@ -62,9 +64,12 @@ class Passes:
         self.config, self.model, self.mesh = config, model, mesh
         self.rollouts = config.rollout.prompts * config.rollout.group_size
         self.probe_full = config.gate.probe_policy == "full"
-        # Rollouts of one group that stand together in a micro-batch, and on one device: a pack.
+        # Rollouts of one group that stand together in a micro-batch, and on one device: a pack. It is padded to its
+        # longest completion, so where lengths differ a large pack would lose more than a shared prompt saves.
         here = max(1, config.train.micro_batch // sharding.batch_devices(mesh))
         self.pack = math.gcd(here, config.train.micro_batch, config.rollout.group_size)
+        if len(padding.completion_lengths(config.rollout.max_new_tokens)) > 1:
+            self.pack = math.gcd(self.pack, _MOST_TOGETHER)
 
     def logprobs(
         self, frozen: Frozen, deltas: lora2r.Factors | None, batch: Batch, variants: Variants, *, length: int
