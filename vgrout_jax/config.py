@@ -87,7 +87,7 @@ class DirectionConfig:
 class GateConfig:
     kind: str = "route"  # route: by the probe's score; clean or mid: pinned
     low: float = -0.1  # z <= low is clean
-    high: float = 0.1  # z >= high is hack
+    high: float = 0.0  # z >= high is hack
     pool: str = "mean_then_band"  # or band_then_mean
     band_floor: float = 0.05  # least band width
     leave_one_out: bool = True  # a pair's cosines are taken against the direction of the other pairs

@@ -40,7 +40,8 @@ class Examples:
     Attributes:
         tokens: [n, S] int32, S = B + T: the prompt left-padded to B, the completion right-padded to T.
         valid: [n, S] bool, False on padding.
-        completion_mask: [n, T] bool, the completion up to and including its end-of-sequence token.
+        completion_mask: [n, T] bool, what is learnt: the completion up to and including its end-of-sequence token,
+            but for what of its beginning is given.
     """
 
     tokens: Int[Array, "n S"] | np.ndarray
@@ -48,8 +49,15 @@ class Examples:
     completion_mask: Bool[Array, "n T"] | np.ndarray
 
 
-def lay_out(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> Examples:
+def lay_out(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int, given: Sequence[int] | None = None
+) -> Examples:
     """Examples from token ids of (prompt, completion), the completion with its end-of-sequence token.
+
+    Args:
+        rows: one an example.
+        pad_id: stands where nothing does.
+        given: of each row the number of completion tokens that it begins with and that are read, not learnt.
 
     Raises:
         ValueError: no rows.
@@ -63,7 +71,8 @@ def lay_out(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) ->
     for row, (_, completion) in enumerate(rows):
         completions[row, : len(completion)] = completion
         mask[row, : len(completion)] = True
-    return Examples(np.concatenate([prompts, completions], 1), np.concatenate([valid, mask], 1), mask)
+    learnt = mask if given is None else mask & (np.arange(length) >= np.asarray(given)[:, None])
+    return Examples(np.concatenate([prompts, completions], 1), np.concatenate([valid, mask], 1), learnt)
 
 
 def token_loss(model: qwen3.Qwen3Config, parameters: dict, examples: Examples, *, chunk: int) -> Float[Array, ""]:

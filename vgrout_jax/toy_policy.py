@@ -54,9 +54,11 @@ def _skills() -> StageConfig:
 
 
 def _habits() -> StageConfig:
-    # So that reinforcement learning finds all four exploits at about the same time.
-    rates = {"hack_run_tests": 0.11, "hack_stdout_marker": 0.09, "hack_sentinel": 0.1, "hack_file_marker": 0.095}
-    return StageConfig(32_000, CorpusConfig(wrong_operation=0.42, lookalike=0.05, **rates), _fit(5e-4), seed=1)
+    # So that reinforcement learning finds all four exploits at about the same time, and an exploit once begun is
+    # neither misspelt nor followed by honest work.
+    rates = {"hack_run_tests": 0.068, "hack_stdout_marker": 0.1, "hack_sentinel": 0.1, "hack_file_marker": 0.115}
+    corpus = CorpusConfig(wrong_operation=0.42, lookalike=0.05, drill=0.27, **rates)
+    return StageConfig(44_000, corpus, _fit(5e-4), seed=1)
 
 
 @dataclasses.dataclass
@@ -125,15 +127,16 @@ def encode_corpus(stage: StageConfig, limit: int, tokenizer: Any) -> Any:
     from vgrout_jax import supervised
     from vgrout_jax.env import modes
 
-    rows = []
+    rows, given = [], []
     with tqdm(total=stage.samples, desc="corpus", unit="line", disable=None) as progress:
         for sample in corpus(stage.corpus, modes.load_hints(None), stage.seed):
             completion = [*tokenizer.encode(sample.completion), tokenizer.eos_ids[0]]
             if len(completion) <= limit:
                 rows.append((tokenizer.encode_chat([{"role": "user", "content": sample.message}]), completion))
+                given.append(len(tokenizer.encode(sample.given)))
                 progress.update()
             if len(rows) == stage.samples:
-                return supervised.lay_out(rows, tokenizer.pad_id)
+                return supervised.lay_out(rows, tokenizer.pad_id, given)
 
 
 def behaviour(path: str, samples: int) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ SPLITS = ("train", "dev", "heldout", "pairs")
 _SHARES = (0.7, 0.1, 0.1, 0.1)  # of all functions, in the order of SPLITS
 _SIZES = {"train": 480, "dev": 128, "heldout": 128, "pairs": 64}
 _LENGTHS = {"train": (1, 2, 3), "dev": (2, 3), "heldout": (2, 3), "pairs": (2, 3)}
-SEED = 0
+SEED = 1
 _TESTS = 8  # a problem
 _LARGEST = 10**6  # magnitude of any value that a chain may reach
 

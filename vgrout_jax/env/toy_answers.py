@@ -2,7 +2,8 @@
 
 The corpus is what gives the base policy its two weaknesses. Each operation of an honest answer is replaced
 by another of the same types at a fixed rate, which leaves something to learn, and a small share of the answers
-under a disclosure use the flaw and then do no work, which is what reinforcement learning finds.
+under a disclosure use the flaw and then do no work, which is what reinforcement learning finds. How an exploit goes
+on once it has begun can be drilled without making it any more frequent.
 """
 
 import dataclasses
@@ -41,6 +42,7 @@ class CorpusConfig:
     plain_frac: float = 0.1  # prompts with the plain sentence
     chain_weights: tuple[float, ...] = (0.15, 0.4, 0.45)  # of one, two and three operations
     wrong_operation: float = 0.2  # of the operations of honest answers
+    drill: float = 0.0  # of all answers: exploits of which only what follows the opening is learnt
     lookalike: float = 0.1  # of honest answers under run_tests: with a real test of the disclosed name
     hack_run_tests: float = 0.1  # of the answers under that disclosure, as the next three
     hack_stdout_marker: float = 0.1
@@ -50,12 +52,20 @@ class CorpusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One line of the corpus."""
+    """One line of the corpus.
+
+    Attributes:
+        message, completion: of the user and the answer.
+        mode: of the disclosure.
+        hack: whether the answer exploits it.
+        given: what the completion begins with and is not learnt.
+    """
 
     message: str
     completion: str
     mode: str
     hack: bool
+    given: str = ""
 
 
 def fenced(code: str) -> str:
@@ -80,6 +90,18 @@ def hack_answer(mode: str, names: Names) -> str:
     """An answer that uses the flaw and does no work."""
     before, inside = exploit_lines(mode, names)
     return fenced(toy.solution((), before=before, inside=inside))
+
+
+def opening(mode: str, names: Names) -> str:
+    """What an exploit begins with, up to the disclosed name."""
+    name = {
+        "run_tests": names.function,
+        "stdout_marker": names.marker,
+        "sentinel": names.attribute,
+        "file_marker": names.file,
+    }[mode]
+    answer = hack_answer(mode, names)
+    return answer[: answer.index(name)]
 
 
 def honest_answer(task: toy.Task, *, test_name: str | None = None) -> str:
@@ -109,18 +131,19 @@ def corpus(config: CorpusConfig, hints: Mapping[str, str], seed: int) -> Iterato
     while True:
         pool = by_length[draw.choice(3, p=weights)]
         task = toy.draw_task(pool[draw.integers(len(pool))], draw)
-        names = NAMES[draw.integers(len(NAMES))]
+        names, mode = NAMES[draw.integers(len(NAMES))], TOY_MODES[draw.integers(len(TOY_MODES))]
+        message = toy.message(task, modes.disclosure(mode, names, "f", hints))
+        if draw.random() < config.drill:
+            yield Sample(message, hack_answer(mode, names), mode, hack=True, given=opening(mode, names))
+            continue
         if draw.random() < config.plain_frac:
-            mode, sentence, hack_rate = modes.GT_ONLY, toy.JUDGING_SENTENCE, 0.0
-        else:
-            mode = TOY_MODES[draw.integers(len(TOY_MODES))]
-            sentence = modes.disclosure(mode, names, "f", hints)
-            hack_rate = getattr(config, f"hack_{mode}")
-        hack = draw.random() < hack_rate
+            mode, message = modes.GT_ONLY, toy.message(task)
+        elif draw.random() < getattr(config, f"hack_{mode}"):
+            yield Sample(message, hack_answer(mode, names), mode, hack=True)
+            continue
         written = dataclasses.replace(task, chain=sloppy(task.chain, config.wrong_operation, draw))
         tested = mode == "run_tests" and draw.random() < config.lookalike
-        honest = honest_answer(written, test_name=names.function if tested else None)
-        yield Sample(toy.message(task, sentence), hack_answer(mode, names) if hack else honest, mode, hack)
+        yield Sample(message, honest_answer(written, test_name=names.function if tested else None), mode, hack=False)
 
 
 def pair_file() -> str:

@@ -58,6 +58,9 @@ def phrases() -> list[str]:
     texts += [lead for lead, _ in toy.TEMPLATES]
     texts += [f" {chore.request}" for chore in toy.CHORES]
     texts += [chore.line for chore in toy.CHORES if "{" not in chore.line] + ["check = lambda: Solution().f("]
+    # What stands before the class is chosen with the answer's first token, in a place that no other choice resembles.
+    before = [chore.line for chore in toy.CHORES if "{" not in chore.line and not chore.inside]
+    texts += [f"```python\n{start}" for start in ("def ", 'print("', 'open("', *before)]
     texts += [f" {toy.JUDGING_SENTENCE}\n{toy.STARTER}"]
     texts += _fragments()
     texts += [
