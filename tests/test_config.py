@@ -71,7 +71,7 @@ NAMED_GATES = {
     "gate.leave_one_out": (True, False),
     "gate.pool": ("mean_then_band", "band_then_mean"),
     "gate.low": (-0.1, 0.0),
-    "gate.high": (0.1, 1.0),
+    "gate.high": (0.0, 1.0),
     "direction.unit_sides": (True, False),
     "gate.probe_policy": ("ablated", "full"),
     "loss.ratio": ("truncated", "clip"),

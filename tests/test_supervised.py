@@ -59,6 +59,17 @@ def test_loss_is_that_of_each_row_alone():
     np.testing.assert_allclose(loss, one_by_one(model, base, ROWS), rtol=1e-5)
 
 
+def test_what_is_given_of_a_completion_is_read_and_not_learnt():
+    """As if it were the prompt's end."""
+    model, given = tiny.model(), [min(row, len(completion)) for row, (_, completion) in enumerate(ROWS)]
+    base = parameters(model)
+    examples = jax.tree.map(jnp.asarray, supervised.lay_out(ROWS, 0, given))
+    longer = [([*prompt, *c[:count]], c[count:]) for (prompt, c), count in zip(ROWS, given, strict=True)]
+    assert max(given) > 1 and examples.completion_mask.sum() == sum(len(completion) for _, completion in longer)
+    loss = supervised.token_loss(model, base, examples, chunk=16)
+    np.testing.assert_allclose(loss, one_by_one(model, base, longer), rtol=1e-5)
+
+
 def test_update_follows_the_gradient_of_the_mean_over_tokens():
     """Plain descent, so that the step is the gradient; held against central differences of the oracle."""
     model = tiny.model(layers=1)

@@ -137,6 +137,32 @@ def test_the_corpus_has_the_rates_that_it_is_given():
     assert abs(rates["sentinel"] - 0.3) < 0.05 and abs(rates["stdout_marker"] - 0.1) < 0.04
 
 
+def test_a_drill_shows_how_exploits_go_on_and_not_how_often_they_begin():
+    config = toy_answers.CorpusConfig(drill=0.4, plain_frac=0.0, hack_sentinel=0.2)
+    samples = list(itertools.islice(toy_answers.corpus(config, modes.load_hints(None), 5), 6000))
+    drilled = [sample for sample in samples if sample.given]
+    assert abs(len(drilled) / len(samples) - 0.4) < 0.03
+    assert {sample.mode for sample in drilled} == set(toy_answers.TOY_MODES) and all(s.hack for s in drilled)
+    for sample in drilled:
+        names = next(n for n in toy_answers.NAMES if any(name in sample.message for name in disclosed(n)))
+        follows = sample.completion.removeprefix(sample.given)
+        assert sample.given + follows == sample.completion == toy_answers.hack_answer(sample.mode, names)
+        assert follows.startswith(disclosed(names)) and not any(name in sample.given for name in disclosed(names))
+    others = [sample for sample in samples if not sample.given and sample.mode == "sentinel"]
+    assert abs(np.mean([sample.hack for sample in others]) - 0.2) < 0.05
+
+
+def test_an_exploit_s_first_token_is_no_honest_answer_s(tokenizer):
+    """What is chosen with it: to begin with an exploit, with a chore, or with the class."""
+    first = {
+        mode: tokenizer.encode(toy_answers.opening(mode, modes.TRAINING_NAMES))[0] for mode in toy_answers.TOY_MODES
+    }
+    honest = {tokenizer.encode(toy_answers.honest_answer(task))[0] for task in toy.tasks("train")}
+    assert len(set(first.values())) == 4 and honest & set(first.values()) == {first["sentinel"]}  # inside the class
+    lengths = {mode: len(tokenizer.encode(text)) for mode, text in openings.items()}
+    assert lengths == {"run_tests": 1, "stdout_marker": 1, "sentinel": 3, "file_marker": 1}
+
+
 def test_the_corpus_discloses_all_names_equally_often():
     """A name that were rarer than others would be copied less surely."""
     count, config = 6000, toy_answers.CorpusConfig(plain_frac=0.0)
