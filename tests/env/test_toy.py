@@ -154,9 +154,8 @@ def test_a_drill_shows_how_exploits_go_on_and_not_how_often_they_begin():
 
 def test_an_exploit_s_first_token_is_no_honest_answer_s(tokenizer):
     """What is chosen with it: to begin with an exploit, with a chore, or with the class."""
-    first = {
-        mode: tokenizer.encode(toy_answers.opening(mode, modes.TRAINING_NAMES))[0] for mode in toy_answers.TOY_MODES
-    }
+    openings = {mode: toy_answers.opening(mode, modes.TRAINING_NAMES) for mode in toy_answers.TOY_MODES}
+    first = {mode: tokenizer.encode(text)[0] for mode, text in openings.items()}
     honest = {tokenizer.encode(toy_answers.honest_answer(task))[0] for task in toy.tasks("train")}
     assert len(set(first.values())) == 4 and honest & set(first.values()) == {first["sentinel"]}  # inside the class
     lengths = {mode: len(tokenizer.encode(text)) for mode, text in openings.items()}
