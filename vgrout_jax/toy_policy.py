@@ -56,7 +56,7 @@ def _skills() -> StageConfig:
 def _habits() -> StageConfig:
     # So that reinforcement learning finds all four exploits at about the same time, and an exploit once begun is
     # neither misspelt nor followed by honest work.
-    rates = {"hack_run_tests": 0.068, "hack_stdout_marker": 0.1, "hack_sentinel": 0.1, "hack_file_marker": 0.115}
+    rates = {"hack_run_tests": 0.066, "hack_stdout_marker": 0.09, "hack_sentinel": 0.085, "hack_file_marker": 0.095}
     corpus = CorpusConfig(wrong_operation=0.42, lookalike=0.05, drill=0.27, **rates)
     return StageConfig(44_000, corpus, _fit(5e-4), seed=1)
 

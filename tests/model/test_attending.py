@@ -1,5 +1,6 @@
 """Attention over whole sequences, against JAX's own."""
 
+import dataclasses
 import functools
 
 import jax
@@ -97,6 +98,28 @@ def test_cudnn_s_attention_is_asked_for_where_it_serves(monkeypatch):
     blocks, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.causal_attention(everywhere, config))
     assert not calls  # padding before the prompt is not what it serves
     np.testing.assert_allclose(np.asarray(aligned, np.float32), np.asarray(blocks, np.float32), atol=0.1)
+
+
+def test_cudnn_s_attention_behind_a_prompt_gets_a_mask(monkeypatch):
+    config = qwen3.Qwen3Config(96, 32, 56, 2, 4, 2, 8, dtype=jnp.bfloat16, attention="cudnn")
+    calls, own = [], jax.nn.dot_product_attention
+
+    def attention(*arrays, implementation, **options):
+        calls.append((implementation, options["mask"].shape))
+        return own(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    base = jax.tree.map(jnp.asarray, qwen3.init_parameters(config, 0))
+    tokens = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
+    generator = np.random.default_rng(2)
+    before = [jnp.asarray(generator.normal(size=(2, ROWS, 10, 2, 8)), jnp.bfloat16) for _ in range(2)]
+    found = []
+    for kind in ("cudnn", "batch"):
+        model = dataclasses.replace(config, attention=kind)
+        attention_of = qwen3.continued_attention(jnp.array([10, 4, 0]), LENGTH, 10, model)
+        found.append(qwen3.Qwen3(model).apply({"params": base}, tokens, attention_of, before=tuple(before))[0])
+    assert set(calls) == {("cudnn", (ROWS, 1, LENGTH, 10 + LENGTH))}
+    np.testing.assert_allclose(*(np.asarray(hidden, np.float32) for hidden in found), atol=0.1)
 
 
 def test_the_device_and_the_type_decide_how_attention_is_computed():
