@@ -31,7 +31,8 @@ import update
 import work
 
 from vgrout_jax.config import Config
-from vgrout_jax.model import decode, lora2r, padding, sampler
+from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
+from vgrout_jax.rl.passes import Passes
 
 COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s")
 _ARRAY = re.compile(r"\bf32\[([0-9,]+)\]")
@@ -140,14 +141,21 @@ def weight_copies(text: str, shape: shapes.Shape) -> int:
     return sum(4 * math.prod(map(int, dims.split(","))) for dims in weights & set(_CONVERT.findall(text)))
 
 
+def kept_inputs(model: qwen3.Qwen3Config, tokens: int) -> int:
+    """Bytes of the layers' inputs, which are what a rematerialised forward pass keeps for its way back."""
+    return model.num_layers * tokens * model.hidden_size * jnp.dtype(model.dtype).itemsize
+
+
 def account(shape: shapes.Shape, config: Config) -> dict[str, int]:
     """Bytes that training at this shape has to keep, by formula."""
     model, stored = shape.model, jnp.dtype(shape.model.dtype).itemsize
     norms = model.num_layers * (2 * model.hidden_size + 2 * model.head_dim) + model.hidden_size
     tied = 1 if model.tie_embeddings else 2
     factors = 4 * work.adapter_weights(model, shape.rank)
-    length = shape.prompt_tokens + shape.new_tokens
-    tokens = shape.micro_batch * length
+    cached = work.cache_bytes(model)
+    together = Passes(config, model, shapes.mesh()).pack
+    labels = min(3, together)  # policies under which a pack's prompt is read
+    tokens = shape.micro_batch * shape.new_tokens + shape.micro_batch // together * labels * shape.prompt_tokens
     chunk = min(config.model.logprob_chunk, shape.micro_batch * shape.new_tokens)
     return {
         "weights": stored * (work.layer_weights(model) + tied * work.head_weights(model) + norms),
@@ -155,10 +163,11 @@ def account(shape: shapes.Shape, config: Config) -> dict[str, int]:
         "adapter's differences": factors,
         "moments": 2 * factors,
         "gradient": factors,
-        "layers' inputs of a micro-batch": model.num_layers * tokens * model.hidden_size * stored,
+        "layers' inputs of a micro-batch": kept_inputs(model, tokens),
         "one layer's feed-forward of a micro-batch": 3 * tokens * model.intermediate_size * stored,
         "logits of a chunk, float32": 4 * chunk * model.vocab_size,
-        "key-value cache of all rollouts": shape.rows * length * work.cache_bytes(model),
+        "key-value cache of all completions": shape.rows * shape.new_tokens * cached,
+        "key-value cache of all prompts, both policies": 2 * shape.prompts * shape.prompt_tokens * cached,
         "[N, T, V] float32, which must not be": 4 * shape.rows * shape.new_tokens * model.vocab_size,
     }
 

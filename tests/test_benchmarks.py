@@ -87,6 +87,8 @@ def test_the_account_of_memory_is_that_of_real_arrays():
     assert account["weights"] == stored(inputs.frozen.base)
     assert account["adapter as drawn"] == stored(inputs.frozen.init)
     assert account["adapter's differences"] == account["gradient"] == stored(inputs.state.deltas)
+    packed = TINY.micro_batch * TINY.new_tokens + 3 * TINY.prompt_tokens  # one pack, under three labels
+    assert account["layers' inputs of a micro-batch"] == memory.kept_inputs(TINY.model, packed)
     counters = 3 * 4  # the schedule's and Adam's, besides the moments; at most
     assert 0 <= stored(inputs.state.optimizer) - account["moments"] <= counters
     assert account["[N, T, V] float32, which must not be"] == 4 * 8 * 16 * 512
@@ -106,8 +108,7 @@ def test_a_rematerialised_layer_keeps_its_input_alone():
 
     _, backward = jax.vjp(hidden, deltas)
     kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[:1] == (3,) and length in leaf.shape]
-    account = memory.account(shape, shapes.configuration(shape, "none", kl=True))
-    assert sum(leaf.nbytes for leaf in kept) == account["layers' inputs of a micro-batch"]
+    assert sum(leaf.nbytes for leaf in kept) == memory.kept_inputs(shape.model, rows * length)
 
 
 @pytest.mark.parametrize("arm", ["none", "routeV"])

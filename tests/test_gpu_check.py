@@ -183,7 +183,7 @@ def test_correctness_holds_with_room_on_the_same_device(checked):
 def test_the_updates_figures_fit_together(checked):
     found = figures(checked, "update")
     none, routed = (found["arms"][arm] for arm in ("none", "routeV"))
-    assert none["floor"] < none["flops"] < routed["flops"] < 1.75 * none["flops"]
+    assert none["floor"] < none["flops"] < routed["flops"] < 2.1 * none["flops"]
     assert found["routeV_over_none"]["flops"] == pytest.approx(routed["flops"] / none["flops"])
     rate = found["roofline"]["flops"]
     for arm in (none, routed):
@@ -203,7 +203,8 @@ def test_the_steps_figures_fit_together(checked):
         for name in ("cpu_s", "wall_s", "flop_floor_s", "byte_floor_s"):
             assert arm["step"][name] == pytest.approx(drawn[name] + arm["update"][name])
         assert np.isfinite(arm["loss"]) and arm["compiling_s"] > 0
-    assert found["arms"]["none"]["generate"]["flop_floor_s"] == found["arms"]["routeV"]["generate"]["flop_floor_s"]
+    none, routed = (found["arms"][arm]["generate"]["prefill"]["flop_floor_s"] for arm in ("none", "routeV"))
+    assert routed == pytest.approx(2 * none)  # two policies read each prompt
 
 
 @pytest.mark.slow
@@ -214,8 +215,9 @@ def test_memorys_figures_fit_together(checked):
     step, prefill, decode = (found["programs"][name] for name in ("update, routeV", "prefill", "decode"))
     assert step["arguments"] >= account["weights"] + account["adapter as drawn"] + 3 * account["gradient"]
     assert step["donated"] >= 3 * account["gradient"]  # differences and both moments are given back in place
-    assert decode["donated"] >= account["key-value cache of all rollouts"]  # written in place
-    assert prefill["outputs"] > 0 and not any(figures["whole_logits"] for figures in found["programs"].values())
+    assert decode["donated"] >= account["key-value cache of all completions"]  # written in place
+    assert prefill["outputs"] > account["key-value cache of all prompts, both policies"]
+    assert not any(figures["whole_logits"] for figures in found["programs"].values())
     again = figures(checked, "again")
     assert {name: row["temporaries"] for name, row in again["programs"].items()} == {
         name: row["temporaries"] for name, row in found["programs"].items()
