@@ -32,7 +32,7 @@ import work
 
 from vgrout_jax.config import Config
 from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
-from vgrout_jax.rl.passes import Passes
+from vgrout_jax.rl.reading import Reader
 
 COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s")
 _ARRAY = re.compile(r"\bf32\[([0-9,]+)\]")
@@ -153,7 +153,7 @@ def account(shape: shapes.Shape, config: Config) -> dict[str, int]:
     tied = 1 if model.tie_embeddings else 2
     factors = 4 * work.adapter_weights(model, shape.rank)
     cached = work.cache_bytes(model)
-    together = Passes(config, model, shapes.mesh()).pack
+    together = Reader(config, model, shapes.mesh()).together(shapes.abstract_inputs(shape, config).batch)
     labels = min(3, together)  # policies under which a pack's prompt is read
     tokens = shape.micro_batch * shape.new_tokens + shape.micro_batch // together * labels * shape.prompt_tokens
     chunk = min(config.model.logprob_chunk, shape.micro_batch * shape.new_tokens)

@@ -10,8 +10,16 @@ import pytest
 
 from tests import tiny
 from vgrout_jax.model import lora2r, padding, policy
+from vgrout_jax.rl import reading
 from vgrout_jax.rl.passes import Passes, Row
+from vgrout_jax.rl.state import Batch
 from vgrout_jax.routing import probe
+
+
+@pytest.fixture(autouse=True)
+def prompts_are_shared(monkeypatch):
+    """Short as they are here."""
+    monkeypatch.setattr(reading, "_LEAST_SHARED", 1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +77,7 @@ def alone(probe_policy: str):
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_the_probe_of_a_rollout_is_its_own_whoever_shares_its_prompt(frozen, deltas, micro_batch, probe_policy):
     passes, row = make_passes(micro_batch, gate={"probe_policy": probe_policy}), make_row(ADVANTAGES)
-    assert passes.pack == min(micro_batch, tiny.GROUP)
+    assert passes.reader.together(row.batch) == min(micro_batch, tiny.GROUP)
     state = tiny.state(deltas, optax.identity())
     found, logprobs = jax.jit(passes.read_probe)(state, frozen, row)
     expected, theirs = alone(probe_policy)(frozen, deltas, row)
@@ -98,7 +106,7 @@ def test_a_rollout_without_advantage_is_run_where_its_pack_is_and_reads_zero(fro
     ],
 )
 def test_packs_stay_in_their_group_and_the_short_come_first(micro_batch, place, needed, expected):
-    order = make_passes(micro_batch)._packed(jnp.array(place), jnp.array(needed, bool))
+    order = make_passes(micro_batch)._packed(jnp.array(place), jnp.array(needed, bool), min(micro_batch, tiny.GROUP))
     assert order.tolist() == expected
 
 
@@ -112,4 +120,9 @@ def test_packs_are_as_large_as_micro_batch_and_group_allow_but_small_where_lengt
     if several_lengths:
         monkeypatch.setattr(padding, "_SHORTEST", 2)
     config = tiny.config(rollout={"prompts": 6, "group_size": group}, train={"micro_batch": micro_batch})
-    assert Passes(config, tiny.model(), tiny.mesh()).pack == expected
+    passes, tokens = Passes(config, tiny.model(), tiny.mesh()), 32 + tiny.NEW_TOKENS
+    empty, mask = jnp.zeros((8, tokens)), jnp.zeros((8, tiny.NEW_TOKENS))
+    batch = Batch(empty, empty, mask, jnp.zeros(8), jnp.zeros(8))
+    assert passes.reader.together(batch) == expected
+    monkeypatch.setattr(reading, "_LEAST_SHARED", 33)
+    assert passes.reader.together(batch) == 1

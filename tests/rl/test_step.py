@@ -13,7 +13,7 @@ import pytest
 from tests import tiny
 from vgrout_jax import sharding
 from vgrout_jax.model import lora2r, padding, policy
-from vgrout_jax.rl import grpo, optim
+from vgrout_jax.rl import grpo, optim, reading
 from vgrout_jax.rl.passes import Passes, Row
 from vgrout_jax.rl.state import Batch, initial_state
 from vgrout_jax.rl.step import build_step
@@ -188,9 +188,9 @@ def test_short_completions_are_run_at_a_short_length_and_that_changes_nothing(fr
     expected_state, expected = run_step(config, frozen, deltas)
     monkeypatch.setattr(padding, "_SHORTEST", 2)
     assert padding.completion_lengths(tiny.NEW_TOKENS) == [2, 4, tiny.NEW_TOKENS]
-    traced, logprobs = [], Passes.logprobs
+    traced, logprobs = [], reading.Reader.logprobs
     monkeypatch.setattr(
-        Passes,
+        reading.Reader,
         "logprobs",
         lambda *given, length, **more: (traced.append(length), logprobs(*given, length=length, **more))[1],
     )
