@@ -97,6 +97,31 @@ def test_a_rollout_without_advantage_is_run_where_its_pack_is_and_reads_zero(fro
     assert not np.asarray(found)[[1, 3, 4, 5, 6, 7]].any() and not np.asarray(logprobs)[4:].any()
 
 
+@pytest.mark.parametrize("kind", ["route", "clean", "mid"])
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
+    frozen, deltas, micro_batch, kind, monkeypatch
+):
+    """All labels in both groups; held against rollouts that are read whole, which is held against solo gradients."""
+    labels = jnp.array([0, 1, 2, 2, 1, 0, 2, 0], jnp.int32) if kind == "route" else jnp.zeros(tiny.ROWS, jnp.int32)
+    row, state = make_row(ADVANTAGES), tiny.state(deltas, optax.identity())
+    old = jnp.full(row.batch.completion_mask.shape, -2.0)
+    found = []
+    for least in (1, 99):
+        monkeypatch.setattr(reading, "_LEAST_SHARED", least)
+        passes = make_passes(micro_batch, gate={"kind": kind}, loss={"kl_coefficient": 0.1})
+        assert (passes.reader.together(row.batch) > 1) == (least == 1)
+        trained = jax.jit(passes.masked_gradient)(state, frozen, row, labels, old)
+        sampled = jax.jit(passes.sampled_logprobs)(state, frozen, row.batch, row.live)
+        found.append((trained, jnp.where(row.batch.completion_mask, sampled, 0.0)))
+    ((loss, gradient, stats), sampled), ((their_loss, theirs, their_stats), their_sampled) = found
+    np.testing.assert_allclose(loss, their_loss, rtol=1e-5)
+    np.testing.assert_allclose(sampled, their_sampled, atol=1e-5)
+    np.testing.assert_allclose(stats.kl, their_stats.kl, atol=1e-5)
+    for ours, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours, other, atol=1e-4 * max(float(np.abs(other).max()), 1e-6))
+
+
 @pytest.mark.parametrize(
     ("micro_batch", "place", "needed", "expected"),
     [
