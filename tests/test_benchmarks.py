@@ -87,7 +87,9 @@ def test_the_account_of_memory_is_that_of_real_arrays():
     assert account["weights"] == stored(inputs.frozen.base)
     assert account["adapter as drawn"] == stored(inputs.frozen.init)
     assert account["adapter's differences"] == account["gradient"] == stored(inputs.state.deltas)
-    packed = TINY.micro_batch * TINY.new_tokens + 3 * TINY.prompt_tokens  # one pack, under three labels
+    shared = dataclasses.replace(TINY, prompt_tokens=64)  # one pack of four, its prompt under three labels
+    packed = TINY.micro_batch * TINY.new_tokens + 3 * 64
+    account = memory.account(shared, config)
     assert account["layers' inputs of a micro-batch"] == memory.kept_inputs(TINY.model, packed)
     counters = 3 * 4  # the schedule's and Adam's, besides the moments; at most
     assert 0 <= stored(inputs.state.optimizer) - account["moments"] <= counters

@@ -16,6 +16,7 @@ import update
 import work
 
 from vgrout_jax import sharding
+from vgrout_jax.rl import reading
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.step import build_step
 
@@ -25,6 +26,12 @@ PRODUCT = 2 * 3 * 4 * 5
 MOST_FLOPS = {"none": 3.3e8, "routeV": 6.6e8}
 MOST_BYTES = {"none": 7.3e7, "routeV": 1.53e8}  # written by the operations one by one, before XLA fuses them
 MOST_TEMPORARIES = 7.5e6  # bytes
+
+
+@pytest.fixture(autouse=True)
+def prompts_are_shared(monkeypatch):
+    """As at any scale that is worth measuring, short as they are here."""
+    monkeypatch.setattr(reading, "_LEAST_SHARED", 1)
 
 
 def scanned(a, b):

@@ -149,5 +149,5 @@ def test_packs_are_as_large_as_micro_batch_and_group_allow_but_small_where_lengt
     empty, mask = jnp.zeros((8, tokens)), jnp.zeros((8, tiny.NEW_TOKENS))
     batch = Batch(empty, empty, mask, jnp.zeros(8), jnp.zeros(8))
     assert passes.reader.together(batch) == expected
-    monkeypatch.setattr(reading, "_LEAST_SHARED", 33)
+    monkeypatch.setattr(reading, "_LEAST_SHARED", 32 * 8 + 1)
     assert passes.reader.together(batch) == 1

@@ -19,7 +19,7 @@ from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, padding, policy, qwen3
 from vgrout_jax.rl.state import Batch, Frozen
 
-_LEAST_SHARED = 24  # tokens of the bucket of a prompt that is worth sharing
+_LEAST_SHARED = 192  # tokens that a pack's prompts have by themselves, to be worth sharing
 _MOST_TOGETHER = 4  # rollouts of a pack, where completions are padded to one of several lengths
 
 
@@ -56,12 +56,11 @@ class Reader:
         prompt saves; and what is saved of a short prompt does not earn the programs' compilation back.
         """
         micro_batch = self.config.train.micro_batch
-        if _bucket(batch) < _LEAST_SHARED:
-            return 1
         here = max(1, micro_batch // sharding.batch_devices(self.mesh))
         pack = math.gcd(here, micro_batch, self.config.rollout.group_size)
         several = len(padding.completion_lengths(self.config.rollout.max_new_tokens)) > 1
-        return math.gcd(pack, _MOST_TOGETHER) if several else pack
+        pack = math.gcd(pack, _MOST_TOGETHER) if several else pack
+        return pack if pack * _bucket(batch) >= _LEAST_SHARED else 1
 
     def logprobs(
         self, frozen: Frozen, deltas: lora2r.Factors | None, batch: Batch, variants: Variants, *, length: int
