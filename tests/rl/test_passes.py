@@ -22,16 +22,6 @@ def prompts_are_shared(monkeypatch):
     monkeypatch.setattr(reading, "_LEAST_SHARED", 1)
 
 
-@pytest.fixture(scope="module")
-def frozen():
-    return tiny.frozen(tiny.model())
-
-
-@pytest.fixture(scope="module")
-def deltas(frozen):
-    return tiny.moved(frozen.init, 0.05)
-
-
 def make_passes(micro_batch: int, **sections) -> Passes:
     config = tiny.config(train={"micro_batch": micro_batch}, **sections)
     return Passes(config, tiny.model(), tiny.mesh())

@@ -24,16 +24,6 @@ LABELS = jnp.array(
 )
 
 
-@pytest.fixture(scope="module")
-def frozen():
-    return tiny.frozen(tiny.model())
-
-
-@pytest.fixture(scope="module")
-def deltas(frozen):
-    return tiny.moved(frozen.init, 0.05)
-
-
 def make_row(config, batch: Batch) -> Row:
     shape = (config.rollout.prompts, config.rollout.group_size)
     advantages, live = grpo.group_advantages(batch.rewards.reshape(shape), unbiased=config.grpo.unbiased)
