@@ -1,6 +1,7 @@
 """The products of attention: grouped queries, softmax in float32."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,29 @@ def attend_causally(
     together = max(1, _CACHED // (num_heads * size * keys.shape[1]))
     attend_row = functools.partial(_attend_row, size=size)
     if keys.shape[1] > size:
-        attend_row = jax.checkpoint(attend_row)
+        attend_row = _backward_alone(attend_row) if by_rows else jax.checkpoint(attend_row)
     if by_rows and together < rows:
         return jax.lax.map(lambda row: attend_row(*row), inputs, batch_size=None if together == 1 else together)
     return jax.vmap(attend_row)(*inputs)
+
+
+def _backward_alone(attend_row: Callable[..., Array]) -> Callable[..., Array]:
+    """`attend_row` with a backward pass that computes it anew, and one gradient after the other where it is batched.
+
+    So the weights stay in the cache also where several gradients go back through the same row.
+    """
+
+    @jax.custom_batching.sequential_vmap
+    def pull(inputs: tuple, gradient: Array) -> tuple:
+        tokens, valid = inputs[:3], inputs[3:]
+        return jax.vjp(lambda *tokens: attend_row(*tokens, *valid), *tokens)[1](gradient)
+
+    def backward(inputs: tuple, gradient: Array) -> tuple:
+        return *pull(inputs, gradient), *(None for _ in inputs[3:])
+
+    alone = jax.custom_vjp(attend_row)
+    alone.defvjp(lambda *inputs: (attend_row(*inputs), inputs), backward)
+    return alone
 
 
 def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None = None, *, size: int) -> Array:
@@ -46,20 +66,24 @@ def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None 
     before, count = keys.shape[0] - length, keys.shape[1]
     grouped = queries.reshape(length, count, -1, head_dim).transpose(1, 2, 0, 3)  # [K, G, T, E]
     keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)
+    sizes = [min(size, length - start) for start in range(0, length, size)]
+    queries_of = jax.lax.split(grouped, sizes, axis=2)
+    keys_of = jax.lax.split(keys, [before + sizes[0], *sizes[1:]], axis=2)
+    values_of = jax.lax.split(values, [before + sizes[0], *sizes[1:]], axis=1)
     blocks = []
-    for start in range(0, length, size):
-        block = grouped[:, :, start : start + size]
-        end = before + start + block.shape[2]
-        readable = jnp.arange(before + start, end)[:, None] >= jnp.arange(end)
+    for index, block in enumerate(queries_of):
+        end = before + sum(sizes[: index + 1])
+        readable = jnp.arange(end - sizes[index], end)[:, None] >= jnp.arange(end)
         if valid is not None:
             readable &= valid[:end]
-        flat = block.reshape(count, -1, head_dim)
-        logits = jnp.matmul(flat, keys[:, :, :end], preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
+        flat, upto = block.reshape(count, -1, head_dim), jnp.concatenate(keys_of[: index + 1], axis=2)
+        logits = jnp.matmul(flat, upto, preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
         logits = jnp.where(readable, logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
         weights = weights.astype(values.dtype).reshape(count, -1, end)
-        mixed = jnp.matmul(weights, values[:, :end], preferred_element_type=jnp.float32).reshape(block.shape) / total
+        upto = jnp.concatenate(values_of[: index + 1], axis=1)
+        mixed = jnp.matmul(weights, upto, preferred_element_type=jnp.float32).reshape(block.shape) / total
         blocks.append(mixed.astype(values.dtype))
     return jnp.concatenate(blocks, axis=2).transpose(2, 0, 1, 3).reshape(length, num_heads, head_dim)
 

@@ -145,9 +145,10 @@ def rotary(positions: Int[Array, "N T"], config: Qwen3Config) -> tuple[Array, Ar
 
 def rotate(x: Float[Array, "N T H E"], cos: Float[Array, "#N T half"], sin: Float[Array, "#N T half"]) -> Array:
     """Applies the rotary embedding in the split-halves convention, in float32, back to x's dtype."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = cos[:, :, None], sin[:, :, None]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+    x32 = x.astype(jnp.float32)
+    cos = jnp.concatenate([cos, cos], axis=-1)[:, :, None]
+    sin = jnp.concatenate([-sin, sin], axis=-1)[:, :, None]
+    return (x32 * cos + jnp.roll(x32, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
 
 
 def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
