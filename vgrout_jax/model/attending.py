@@ -66,24 +66,20 @@ def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None 
     before, count = keys.shape[0] - length, keys.shape[1]
     grouped = queries.reshape(length, count, -1, head_dim).transpose(1, 2, 0, 3)  # [K, G, T, E]
     keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)
-    sizes = [min(size, length - start) for start in range(0, length, size)]
-    queries_of = jax.lax.split(grouped, sizes, axis=2)
-    keys_of = jax.lax.split(keys, [before + sizes[0], *sizes[1:]], axis=2)
-    values_of = jax.lax.split(values, [before + sizes[0], *sizes[1:]], axis=1)
     blocks = []
-    for index, block in enumerate(queries_of):
-        end = before + sum(sizes[: index + 1])
-        readable = jnp.arange(end - sizes[index], end)[:, None] >= jnp.arange(end)
+    for start in range(0, length, size):
+        block = grouped[:, :, start : start + size]
+        end = before + start + block.shape[2]
+        readable = jnp.arange(before + start, end)[:, None] >= jnp.arange(end)
         if valid is not None:
             readable &= valid[:end]
-        flat, upto = block.reshape(count, -1, head_dim), jnp.concatenate(keys_of[: index + 1], axis=2)
-        logits = jnp.matmul(flat, upto, preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
+        flat = block.reshape(count, -1, head_dim)
+        logits = jnp.matmul(flat, keys[:, :, :end], preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
         logits = jnp.where(readable, logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
         total = weights.sum(axis=-1, keepdims=True)
         weights = weights.astype(values.dtype).reshape(count, -1, end)
-        upto = jnp.concatenate(values_of[: index + 1], axis=1)
-        mixed = jnp.matmul(weights, upto, preferred_element_type=jnp.float32).reshape(block.shape) / total
+        mixed = jnp.matmul(weights, values[:, :end], preferred_element_type=jnp.float32).reshape(block.shape) / total
         blocks.append(mixed.astype(values.dtype))
     return jnp.concatenate(blocks, axis=2).transpose(2, 0, 1, 3).reshape(length, num_heads, head_dim)
 
