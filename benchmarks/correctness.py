@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import functools
 import sys
+import time
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ LIMITS = {
         "greedy slack": 2e-1,
     },
 }
-_CUT = {"layers": 2, "vocabulary": 8192, "prompts": 2, "group": 4, "prompt_tokens": 32, "new_tokens": 16}
+_CUT = {"layers": 2, "vocabulary": 8192, "prompts": 2, "group": 4, "prompt_tokens": 64, "new_tokens": 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,18 +254,26 @@ def bits_that_differ(first: Any, second: Any) -> int:
 
 def checks_of(side: Side, reference: Side, prompts: shapes.Sources) -> list[Check]:
     """All checks of one device and dtype."""
+    began = time.monotonic()
+
+    def done(what: str) -> None:
+        print(f"{side.name}: {what} compared, {time.monotonic() - began:.0f} s", flush=True)
+
     batch = jax.device_get(side.inputs.batch)
     sequences = (np.asarray(batch.tokens), np.asarray(batch.valid), np.asarray(batch.quarantine_sampled))
     mask = np.asarray(batch.completion_mask)
     compared = error(side.logits(*sequences)[mask], reference.logits(*sequences)[mask])
     checks = [Check("logits", side.name, compared, LIMITS[side.name]["logits"])]
+    done("logits")
     low, high = thresholds(reference.step(-1.0, 1.0)[1].gate.scores)
     started = jax.device_get(side.inputs.state.deltas)
     found = side.step(low, high)
     checks += compared_steps(side, reference.step(low, high), started, found)
     checks.append(Check("step: twice", side.name, bits_that_differ(found, side.step(low, high)), 0))
+    done("step")
     for temperature in (0.0, 1.0):
         checks += sampler_checks(side, reference, prompts, temperature)
+        done(f"sampler at {temperature:g}")
     return checks
 
 

@@ -63,9 +63,9 @@ def programs(shape: shapes.Shape, arm: str, *, kl: bool) -> list[Program]:
     found = [Program(f"update, {arm}", lambda: step.lower(*inputs.arguments()), 0)]
     sample = sampler.build_sampler(shape.model, max_new_tokens=shape.new_tokens, eos_ids=(0,), pad_id=0)
     bounds = [0, *padding.completion_lengths(shape.new_tokens)]
-    arguments, named = _prefill_arguments(shape, inputs)
-    found.append(Program("prefill", lambda: sample.prefill.lower(*arguments, **named, slots=bounds[1]), moments))
-    policy, prompts, rows, state = sample.prefill.eval_shape(*arguments, **named, slots=shape.new_tokens)
+    arguments, named = _sampler_arguments(shape, inputs)
+    found.append(Program("prefill", lambda: sample.prefill.lower(*arguments, named["source_policy"]), moments))
+    policy, prompts, rows, state = begun(sample, *arguments, seats=shape.group // 2, slots=shape.new_tokens, **named)
     part = jax.eval_shape(lambda: decode.empty_part(sample.settings, shape.rows, bounds[-1] - bounds[-2]))
     span = jax.eval_shape(lambda: decode.Span(jnp.int32(0), jnp.int32(1), jnp.float32(1)))
     kept = size_of((inputs.frozen.base["layers"], inputs.frozen.init, inputs.state.deltas)) + moments
@@ -73,8 +73,21 @@ def programs(shape: shapes.Shape, arm: str, *, kl: bool) -> list[Program]:
     return found
 
 
-def _prefill_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tuple, dict]:
-    """What the prefill takes, as shapes and types."""
+def begun(
+    sample: sampler.Sampler, base: dict, adapter: Any, prompts: Any, valid: Any, *, seats: int, slots: int, **given: Any
+) -> tuple[decode.Policy, decode.Prompts, decode.Rows, decode.State]:
+    """What `Sampler.begin` returns, as shapes and types."""
+    policy = given.pop("source_policy")
+    read = sample.prefill.eval_shape(base, adapter, prompts, valid, policy)
+    layer, cache = sample.take_layer.eval_shape(base["layers"], adapter, read, jax.ShapeDtypeStruct((), jnp.int32))
+    readable, rows, state = sample.start.eval_shape(prompts, valid, policy, slots=slots, **given)
+    count = sample.settings.config.num_layers
+    head = {name: leaf for name, leaf in base.items() if name != "layers"}
+    return decode.Policy(head, (layer,) * count), decode.Prompts(readable, (cache,) * count, seats), rows, state
+
+
+def _sampler_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tuple, dict]:
+    """What a sampler takes to begin, as shapes and types."""
     made = jax.eval_shape(
         lambda: {
             "prompts": jnp.zeros((2 * shape.prompts, shape.prompt_tokens), jnp.int32),
@@ -87,7 +100,7 @@ def _prefill_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tupl
         }
     )
     adapter = lora2r.Adapter(inputs.frozen.init, inputs.state.deltas)
-    return (inputs.frozen.base, adapter, made.pop("prompts"), made.pop("valid")), made | {"seats": shape.group // 2}
+    return (inputs.frozen.base, adapter, made.pop("prompts"), made.pop("valid")), made
 
 
 def size_of(tree: Any) -> int:

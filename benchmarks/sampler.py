@@ -38,7 +38,7 @@ def measure(
     span = decode.Span(jnp.int32(0), jnp.int32(shape.new_tokens), jnp.float32(1))
 
     def start() -> tuple[Any, ...]:
-        policy, prompts, rows, state = sample.prefill(
+        policy, prompts, rows, state = sample.begin(
             base, lora2r.Adapter(init, deltas), *arguments, **named, slots=shape.new_tokens
         )
         part = sample.empty(shape.rows, shape.new_tokens)

@@ -98,7 +98,7 @@ def test_the_account_of_memory_is_that_of_real_arrays():
 
 def test_a_rematerialised_layer_keeps_its_input_alone():
     """Residuals of the forward pass: what is stacked over layers and has a row's positions is the layers' inputs."""
-    shape = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, remat=True, num_layers=3))
+    shape = dataclasses.replace(TINY, model=dataclasses.replace(TINY.model, remat="everything", num_layers=3))
     rows, length = shape.micro_batch, shape.prompt_tokens + shape.new_tokens
     base, init, deltas = shapes.draw_weights(shape.model, shape.rank, 0)
     tokens, valid = jnp.ones((rows, length), jnp.int32), jnp.ones((rows, length), bool)

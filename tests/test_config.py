@@ -161,7 +161,7 @@ MISTAKES = {
     "mesh.tensor": {"mesh.tensor": 0},
     # of the wrong type, as a configuration made in Python may hold them
     "train.steps (type)": {"train.steps": 2.0},
-    "model.remat (type)": {"model.remat": "yes"},
+    "model.remat": {"model.remat": "yes"},
     "optim.lr (type)": {"optim.lr": None},
     "optim.lr (flag)": {"optim.lr": True},
     "data.train (type)": {"data.train": "problems.jsonl"},

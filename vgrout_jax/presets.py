@@ -43,7 +43,7 @@ def _smoke(config: Config) -> None:
     """Tiny random weights, the package's own problems, teacher rows and pairs: every path, no download."""
     config.model.path = None
     config.model.dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "nothing"
     config.adapter.rank = 4
     config.data.train = (SMOKE,)
     # The package's own prompts fit the first bucket; real problems, in this small vocabulary, the third.
@@ -70,7 +70,7 @@ def _toy(config: Config) -> None:
     """The toy world and its own small policy: what routing does, on two CPU cores within minutes."""
     config.model.path = TOY
     config.model.dtype = "float32"
-    config.model.remat = False
+    config.model.remat = "nothing"
     config.adapter.rank = 16
     config.data.train, config.data.heldout = (TOY,), (f"{TOY}_heldout",)
     config.data.max_prompt_tokens, config.data.prompt_buckets = 32, (24, 32)

@@ -24,7 +24,7 @@ def _model() -> ModelConfig:
     return ModelConfig(
         path=None,
         dtype="float32",
-        remat=False,
+        remat="nothing",
         hidden_size=96,
         intermediate_size=256,
         num_layers=4,

@@ -13,6 +13,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "arm": ARMS,
     "scale": SCALES,
     "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("nothing", "cheap", "everything"),
     "gate.kind": ("route", "clean", "mid"),
     "gate.pool": ("mean_then_band", "band_then_mean"),
     "gate.probe_policy": ("ablated", "full"),

@@ -202,9 +202,9 @@ def test_config_layouts_before_and_after_transformers_5(folder):
 
 
 def test_dtype_and_remat_are_the_caller_s(folder):
-    config = hub.load_config(folder, dtype=jnp.bfloat16, remat=True)
-    assert config.dtype == jnp.bfloat16 and config.remat
-    assert not hub.load_config(folder).remat
+    config = hub.load_config(folder, dtype=jnp.bfloat16, remat="cheap")
+    assert config.dtype == jnp.bfloat16 and config.remat == "cheap"
+    assert hub.load_config(folder).remat == "nothing"
 
 
 def test_tied_checkpoint_that_stores_the_head_too(folder):

@@ -172,7 +172,7 @@ def test_adapter_and_scale_reach_the_model():
     assert np.abs(completion_logprobs(tokens, valid, adapter, halved) - moved).max() > 1e-2
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", qwen3.REMATS)
 def test_reading_the_prompt_first_changes_neither_values_nor_gradients(remat):
     """Prompts of one token and of all the bucket's; gradients with respect to differences and the probe's scale."""
     config = dataclasses.replace(CONFIG, remat=remat)

@@ -113,9 +113,10 @@ def test_gradients_of_activations_equal_transformers(loaded):
     assert np.all(actual[~VALID] == 0.0)
 
 
-def test_remat_leaves_gradients_alone():
+@pytest.mark.parametrize("remat", ["cheap", "everything"])
+def test_remat_leaves_gradients_alone(remat):
     config, base, _ = tiny_inputs(jnp.float32)
-    recomputing = dataclasses.replace(config, remat=True)
+    recomputing = dataclasses.replace(config, remat=remat)
     for changed, recomputes in ((config, False), (recomputing, True)):
         jaxpr = str(logits_and_gradient.trace(changed, base).jaxpr)
         assert ("checkpoint" in jaxpr or "remat" in jaxpr) == recomputes

@@ -184,12 +184,13 @@ def test_inactive_rows_are_born_finished_and_change_no_other():
 def test_one_compilation_serves_every_temperature_prompt_and_key():
     sample = built()
     call(sample)
-    compiled = [program._cache_size() for program in (sample.prefill, sample.advance)]
+    programs = (sample.prefill, sample.take_layer, sample.start, sample.advance)
+    compiled = [program._cache_size() for program in programs]
     tokens = []
     for seed, temperature in enumerate([1.0, 0.7, 0.0]):
         prompts = np.full((4, 12), 3 + seed, np.int32)
         tokens.append(call(sample, temperature=temperature, prompts=prompts, keys=row_keys(seed)).tokens)
-    assert [program._cache_size() for program in (sample.prefill, sample.advance)] == compiled
+    assert [program._cache_size() for program in programs] == compiled
     assert (tokens[0] != tokens[1]).any() and (tokens[1] != tokens[2]).any()
 
 
@@ -319,8 +320,8 @@ def lowered() -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
     rows = {"source_policy": POLICIES, "source_of_row": SOURCE_OF_ROW, "active": active, "keys": row_keys()}
     rows |= {"seat": seat, "seats": seats, "slots": NEW_TOKENS}
     sample = built(SHALLOW)
-    prefill = sample.prefill.lower(base, adapter, prompts, valid, **rows)
-    policy, shared, fixed_rows, state = sample.prefill(base, adapter, prompts, valid, **rows)
+    prefill = sample.prefill.lower(base, adapter, prompts, valid, POLICIES)
+    policy, shared, fixed_rows, state = sample.begin(base, adapter, prompts, valid, **rows)
     part = decode.empty_part(sample.settings, 8, NEW_TOKENS)
     span = decode.Span(jnp.int32(0), jnp.int32(NEW_TOKENS), jnp.float32(1))
     return prefill, sample.advance.lower(policy, shared, fixed_rows, (state, part), span)

@@ -3,7 +3,8 @@
 A prompt's cache exists once for all rows that continue it: their queries go through it together, each row's through
 the cache of its own completion, and the two are merged (Juravsky et al. 2024, arXiv 2402.05099). Layers are scanned
 in the prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop,
-every weight would be copied for every token. A pass of the loop reads the token drawn last, at first the prompt's
+every weight would be copied for every token. Where weights are not split over devices, the maps of one input and
+their adapters stand side by side in these slices (`lora2r.Wide`): 8 products a layer instead of 21. A pass of the loop reads the token drawn last, at first the prompt's
 last one over again, so that one piece of program draws every token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
@@ -20,7 +21,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import attending, drawing, lora2r, qwen3
+from vgrout_jax.model import attending, drawing, lora2r, policy, qwen3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +45,31 @@ class Settings:
 
 
 @struct.dataclass
+class Layer:
+    """One layer's weights as the decode loop reads them.
+
+    Attributes:
+        parameters: what `qwen3.Block` reads itself; the norms alone where `wide` holds the maps.
+        adapter: the layer's slice of the fused adapter, or None.
+        wide: for each of `qwen3.GROUPS`, its maps and their adapters; None where weights are split over devices.
+    """
+
+    parameters: dict[str, jax.Array]
+    adapter: qwen3.AdapterLayer | None
+    wide: tuple[lora2r.Wide, ...] | None
+
+
+@struct.dataclass
 class Policy:
     """The weights as the decode loop reads them.
 
     Attributes:
         head: what stands outside of the layers: `embed`, `final_norm` and, where it is untied, `lm_head`.
-        layers: for each layer, its parameters and its slice of the fused adapter or None.
+        layers: of `take_layer`.
     """
 
     head: dict[str, jax.Array]
-    layers: tuple[Any, ...]
+    layers: tuple[Layer, ...]
 
 
 @struct.dataclass
@@ -143,46 +159,69 @@ def prefill(
     adapter: lora2r.Adapter | None,
     prompts: Int[Array, "Q B"],
     prompt_valid: Bool[Array, "Q B"],
-    *,
     source_policy: Bool[Array, " Q"],
+) -> tuple[Float[Array, "L Q B K E"], Float[Array, "L Q B K E"]]:
+    """Reads Q prompts, each under its policy: their keys and values in every layer, the first token's first."""
+    prompts, prompt_valid, source_policy = (
+        _constrain(settings, leaf, "batch") for leaf in (prompts, prompt_valid, source_policy)
+    )
+    route = lora2r.Route(source_policy)
+    return policy.prompt_caches(settings.config, base, prompts, prompt_valid, adapter=adapter, route=route)
+
+
+def take_layer(
+    settings: Settings,
+    layers: dict,
+    adapter: lora2r.Adapter | None,
+    read: tuple[Float[Array, "L Q B K E"], Float[Array, "L Q B K E"]],
+    index: Int[Array, ""],
+) -> tuple[Layer, tuple[Float[Array, "Q K B E"], Float[Array, "Q K B E"]]]:
+    """One layer's weights, and what was read of the prompts in it; one program for all layers."""
+    config = settings.config
+    parameters, adapter, cache = jax.tree.map(lambda leaf: leaf[index], (layers, adapter, read))
+    cache = tuple(_constrain(settings, jnp.swapaxes(leaf, 1, 2), "batch", "kv_heads") for leaf in cache)
+    factors = None if adapter is None else lora2r.fuse(adapter, config.dtype)
+    if _weights_are_split(settings):
+        return Layer(parameters, None if factors is None else qwen3.AdapterLayer(factors, None), None), cache
+
+    def widened(names: tuple[str, ...]) -> lora2r.Wide:
+        downs, ups = ([], []) if factors is None else ([f[n] for n in names] for f in (factors.a, factors.b))
+        return lora2r.widen([parameters.pop(name) for name in names], downs, ups)
+
+    wide = tuple(widened(names) for names in qwen3.GROUPS)
+    return Layer(parameters, None, wide), cache
+
+
+def start(
+    settings: Settings,
+    prompts: Int[Array, "Q B"],
+    prompt_valid: Bool[Array, "Q B"],
+    source_policy: Bool[Array, " Q"],
+    *,
     source_of_row: Int[Array, " N"],
     seat: Int[Array, " N"],
     active: Bool[Array, " N"],
     keys: jax.Array,
-    seats: int,
     slots: int,
-) -> tuple[Policy, Prompts, Rows, State]:
-    """Reads Q prompts, each under its policy, and starts N rows with a cache of `slots` tokens each."""
+) -> tuple[Bool[Array, "Q B"], Rows, State]:
+    """What may be read of the prompts, and N rows with an empty cache of `slots` tokens each."""
     config = settings.config
-    fused = None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
-    prompts, prompt_valid, source_policy = (
-        _constrain(settings, leaf, "batch") for leaf in (prompts, prompt_valid, source_policy)
-    )
-    attention = qwen3.causal_attention(prompt_valid, config)
-    _, (keys_of, values_of) = qwen3.Qwen3(config).apply(
-        {"params": base}, prompts, attention, fused, lora2r.Route(source_policy), with_cache=True
-    )
-
-    def of_prompts(leaf: Array) -> Array:
-        return _constrain(settings, jnp.swapaxes(leaf, 1, 2), "batch", "kv_heads")  # [Q, K, B, E]
 
     def empty() -> Array:
         shape = (source_of_row.shape[0], config.num_kv_heads, slots, config.head_dim)
         return _constrain(settings, jnp.zeros(shape, config.dtype), "batch", "kv_heads")
 
-    layers = range(config.num_layers)
-    stacked = (base["layers"], fused)
-    policy = Policy(
-        head={name: leaf for name, leaf in base.items() if name != "layers"},
-        layers=tuple(jax.tree.map(lambda leaf, at=index: leaf[at], stacked) for index in layers),
-    )
-    readable = prompt_valid.at[:, -1].set(False)
-    read = tuple((of_prompts(keys_of[index]), of_prompts(values_of[index])) for index in layers)
     lengths = jnp.sum(prompt_valid, axis=1, dtype=jnp.int32)
     rows = Rows(seat, lengths[source_of_row], source_policy[source_of_row], keys)
-    caches = tuple((empty(), empty()) for _ in layers)
+    caches = tuple((empty(), empty()) for _ in range(config.num_layers))
     state = State(jnp.int32(0), ~active, prompts[source_of_row, -1], caches)
-    return policy, Prompts(readable, read, seats), rows, state
+    return jnp.arange(prompts.shape[1]) < lengths[:, None] - 1, rows, state
+
+
+def _weights_are_split(settings: Settings) -> bool:
+    """Whether a device holds a part of a weight; parts of maps side by side would have to move."""
+    mesh = settings.mesh
+    return mesh is not None and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 
 
 def empty_part(settings: Settings, rows: int, length: int) -> Part:
@@ -194,7 +233,7 @@ def empty_part(settings: Settings, rows: int, length: int) -> Part:
 
 def advance(
     settings: Settings,
-    policy: Policy,
+    weights: Policy,
     prompts: Prompts,
     rows: Rows,
     carry: tuple[State, Part],
@@ -210,8 +249,8 @@ def advance(
 
     def draw_one(carry: tuple[State, Part]) -> tuple[State, Part]:
         state, part = carry
-        hidden, caches = _read(settings, policy, prompts, seated, rows, state)
-        logits = qwen3.unembed(policy.head, hidden)  # [N, V]
+        hidden, caches = _read(settings, weights, prompts, seated, rows, state)
+        logits = qwen3.unembed(weights.head, hidden)  # [N, V]
         return _draw(settings, rows, logits, (state.replace(caches=caches), part), span)
 
     return jax.lax.while_loop(goes_on, draw_one, carry)
@@ -241,21 +280,35 @@ def _constrain(settings: Settings, leaf: Array, *axes: str | None) -> Array:
 
 
 def _read(
-    settings: Settings, policy: Policy, prompts: Prompts, seated: Int[Array, "Q R"], rows: Rows, state: State
+    settings: Settings, weights: Policy, prompts: Prompts, seated: Int[Array, "Q R"], rows: Rows, state: State
 ) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
     """Reads a token: its hidden state after the final norm, [N, D], and the caches with it in."""
     config = settings.config
     cos, sin = qwen3.rotary((rows.prompt_lengths + state.step - 1)[:, None], config)
     attention = qwen3.Attention(cos=cos, sin=sin)
-    x = _constrain(settings, policy.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
+    x = _constrain(settings, weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
     caches = []
-    for (parameters, adapter), prompt, cache in zip(policy.layers, prompts.caches, state.caches, strict=True):
+    for layer, prompt, cache in zip(weights.layers, prompts.caches, state.caches, strict=True):
         shared = functools.partial(_attend_prompts, settings, prompts.readable, *prompt, seated, rows.seat)
-        attend = functools.partial(_attend, settings, shared, cache, state.step)
-        route = lora2r.Route(rows.quarantine_on)
-        x, cache = qwen3.Block(config).apply({"params": parameters}, x, attention, adapter, route, attend)
+        how = {"attend": functools.partial(_attend, settings, shared, cache, state.step)}
+        if layer.wide is not None:
+            how["project"] = functools.partial(_project, config, layer.wide, rows.quarantine_on)
+        block, route = qwen3.Block(config), lora2r.Route(rows.quarantine_on)
+        x, cache = block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, **how)
         caches.append(cache)
-    return qwen3.rms_norm(x[:, 0], policy.head["final_norm"], config.norm_epsilon), tuple(caches)
+    return qwen3.rms_norm(x[:, 0], weights.head["final_norm"], config.norm_epsilon), tuple(caches)
+
+
+def _project(
+    config: qwen3.Qwen3Config,
+    wide: tuple[lora2r.Wide, ...],
+    quarantine_on: Bool[Array, " N"],
+    names: tuple[str, ...],
+    inputs: Float[Array, "N 1 D"],
+) -> list[Float[Array, "N 1 F"]]:
+    """The outputs of a group of maps; for `qwen3.Block`'s `project`."""
+    sizes = [config.module_shapes()[name][1] for name in names]
+    return lora2r.apply_wide(inputs, wide[qwen3.GROUPS.index(names)], sizes, quarantine_on)
 
 
 def _attend(

@@ -104,13 +104,13 @@ def _download(name: str) -> Path:
     return folder
 
 
-def load_config(path: str | Path, *, dtype: Any = jnp.float32, remat: bool = False) -> qwen3.Qwen3Config:
+def load_config(path: str | Path, *, dtype: Any = jnp.float32, remat: str = "nothing") -> qwen3.Qwen3Config:
     """The model's shape from its config.json, in the layout of transformers 4 or 5.
 
     Args:
         path: a local folder or a hub name.
         dtype: of parameters and activations, whatever the checkpoint was saved in.
-        remat: recompute each layer's activations in the backward pass.
+        remat: what of a layer the backward pass computes anew, one of `qwen3.REMATS`.
 
     Raises:
         ValueError: naming the field, if one is missing or malformed, or asks for what the port does not have

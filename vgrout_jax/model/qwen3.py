@@ -8,7 +8,7 @@ Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,9 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.model import attending, lora2r
+
+
+# What of a layer the backward pass computes anew: nothing; what is cheap, which is all but the products with weights
+# and attention; or everything, so that the layer's input alone is kept.
+REMATS = ("nothing", "cheap", "everything")
+
+
+def _keep_products(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """The policy of "cheap": keeps what is named a product, and what cuDNN's attention needs on its way back."""
+    named = jax.checkpoint_policies.save_only_these_names("product")(primitive, *arguments, **parameters)
+    return named or "dot_product_attention_fwd" in primitive.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +48,7 @@ class Qwen3Config:
     norm_epsilon: float = 1e-6
     tie_embeddings: bool = True
     dtype: Any = jnp.float32  # of parameters and activations
-    remat: bool = False
+    remat: str = "nothing"  # what of a layer the backward pass computes anew, one of `REMATS`
     attention: str = "batch"  # over whole sequences, one of `attending.ATTENTIONS`
 
     def module_shapes(self) -> dict[str, tuple[int, int]]:
@@ -55,6 +67,9 @@ class Parameter(NamedTuple):
     published: str  # with {layer} where layers are stacked
     transposed: bool = False
 
+
+# The maps that read the same input, in the order in which a layer runs them.
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 
 _MAP_AXES = {
     "q_proj": ("embed", "heads"),
@@ -170,12 +185,15 @@ class Block(nn.Module):
         attention: Attention,
         adapter: AdapterLayer | None,
         route: lora2r.Route | None,
+        *,
         attend: Callable[[Array, Array, Array], tuple[Array, Any]] | None = None,
+        project: Callable[[tuple[str, ...], Array], Sequence[Array]] | None = None,
     ) -> tuple[Array, Any]:
         """Returns the layer's output [N, T, D], and its tokens' keys and values, each [N, T, K, E].
 
         `attend(queries, keys, values)` attends to more than these tokens and returns [N, T, H, E], and what is to be
-        returned instead of keys and values; None: a token reads itself and those before it.
+        returned instead of keys and values; None: a token reads itself and those before it. `project(names, inputs)`
+        computes the maps of one of `GROUPS`, their adapters included; None: each by itself, from the parameters.
         """
         config, shapes = self.config, self.config.module_shapes()
         rows, length = x.shape[:2]
@@ -184,7 +202,12 @@ class Block(nn.Module):
             init = nn.initializers.normal(0.02) if len(shape) == 2 else nn.initializers.ones
             return self.param(name, init, shape, config.dtype)
 
-        def linear(name: str, inputs: Array) -> Array:
+        def linear(names: tuple[str, ...], inputs: Array) -> Sequence[Array]:
+            if project is not None:
+                return project(names, inputs)
+            return [checkpoint_name(alone(name, inputs), "product") for name in names]
+
+        def alone(name: str, inputs: Array) -> Array:
             out = inputs @ weight(name, shapes[name])
             if adapter is None:
                 return out
@@ -195,25 +218,24 @@ class Block(nn.Module):
         def norm(name: str, inputs: Array, size: int) -> Array:
             return rms_norm(inputs, weight(name, (size,)), config.norm_epsilon)
 
-        def heads(name: str, inputs: Array, count: int) -> Array:
-            return linear(name, inputs).reshape(rows, length, count, config.head_dim)
+        def heads(flat: Array) -> Array:
+            return flat.reshape(rows, length, -1, config.head_dim)
 
         with jax.named_scope("attention"):
             hidden = norm("input_norm", x, config.hidden_size)
-            queries = norm("q_norm", heads("q_proj", hidden, config.num_heads), config.head_dim)
-            keys = norm("k_norm", heads("k_proj", hidden, config.num_kv_heads), config.head_dim)
-            values = heads("v_proj", hidden, config.num_kv_heads)
-            queries = rotate(queries, attention.cos, attention.sin)
-            keys = rotate(keys, attention.cos, attention.sin)
+            queries, keys, values = map(heads, linear(GROUPS[0], hidden))
+            queries = rotate(norm("q_norm", queries, config.head_dim), attention.cos, attention.sin)
+            keys = rotate(norm("k_norm", keys, config.head_dim), attention.cos, attention.sin)
             if attend is None:
                 mixed, cache = self._attend(queries, keys, values, attention), (keys, values)
             else:
                 mixed, cache = attend(queries, keys, values)
-            x = x + linear("o_proj", mixed.reshape(rows, length, -1))
+            mixed = checkpoint_name(mixed, "product")
+            x = x + linear(GROUPS[1], mixed.reshape(rows, length, -1))[0]
         with jax.named_scope("mlp"):
             hidden = norm("post_norm", x, config.hidden_size)
-            gated = nn.silu(linear("gate_proj", hidden)) * linear("up_proj", hidden)
-            x = x + linear("down_proj", gated)
+            gate, up = linear(GROUPS[2], hidden)
+            x = x + linear(GROUPS[3], nn.silu(gate) * up)[0]
         return x, cache
 
     def _attend(self, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
@@ -272,11 +294,11 @@ class Qwen3(nn.Module):
 
         def body(block: Block, carry: Array, layer: AdapterLayer | None, earlier: Any) -> tuple[Array, Any]:
             attend = None if earlier is None else functools.partial(block.attend_behind, earlier, attention)
-            out, cache = block(carry, attention, layer, route, attend)
+            out, cache = block(carry, attention, layer, route, attend=attend)
             return out, cache if with_cache else None
 
-        if config.remat:
-            body = nn.remat(body, prevent_cse=False)
+        if config.remat != "nothing":
+            body = nn.remat(body, prevent_cse=False, policy=_keep_products if config.remat == "cheap" else None)
         scan = nn.scan(
             body,
             variable_axes={"params": 0},

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Int
+from jaxtyping import Array, Bool, Int
 
-from vgrout_jax import sharding
+from vgrout_jax import compiling, sharding
 from vgrout_jax.model import decode, lora2r, padding, qwen3
 
 _LEAST_ROWS = 8  # of a batch after rows were dropped
@@ -70,9 +70,13 @@ class Sampler:
         self.settings, self.max_new_tokens = settings, max_new_tokens
 
         def compiled(function: Callable, **options: Any) -> Any:
-            return jax.jit(functools.partial(function, settings), **options)
+            device = jax.devices()[0] if settings.mesh is None else settings.mesh.devices.flat[0]
+            how = compiling.compiler_options(device)
+            return jax.jit(functools.partial(function, settings), compiler_options=how, **options)
 
-        self.prefill = compiled(decode.prefill, static_argnames=("slots", "seats"))
+        self.prefill = compiled(decode.prefill)
+        self.take_layer = compiled(decode.take_layer)
+        self.start = compiled(decode.start, static_argnames="slots")
         self.advance = compiled(decode.advance, donate_argnums=3)
         self.empty = compiled(decode.empty_part, static_argnums=(0, 1))
         self._regrow = compiled(decode.regrow, static_argnums=2)
@@ -82,6 +86,27 @@ class Sampler:
         """Samples one completion a row; `Samples` of NumPy arrays."""
         *_, last = self.stream(*arguments, **named)
         return last
+
+    def begin(
+        self,
+        base: dict,
+        adapter: lora2r.Adapter | None,
+        prompts: Int[Array | np.ndarray, "Q B"],
+        prompt_valid: Bool[Array | np.ndarray, "Q B"],
+        *,
+        source_policy: Bool[Array | np.ndarray, " Q"],
+        seats: int,
+        slots: int,
+        **rows: Any,
+    ) -> tuple[decode.Policy, decode.Prompts, decode.Rows, decode.State]:
+        """Reads the prompts and makes everything that `advance` needs; `rows` as `decode.start` takes them."""
+        read = self.prefill(base, adapter, prompts, prompt_valid, source_policy)
+        given = (base["layers"], adapter, read)
+        taken = [self.take_layer(*given, np.int32(index)) for index in range(self.settings.config.num_layers)]
+        readable, fixed, state = self.start(prompts, prompt_valid, source_policy, slots=slots, **rows)
+        head = {name: leaf for name, leaf in base.items() if name != "layers"}
+        layers, caches = (tuple(part) for part in zip(*taken, strict=True))
+        return decode.Policy(head, layers), decode.Prompts(readable, caches, seats), fixed, state
 
     def stream(
         self,
@@ -104,7 +129,7 @@ class Sampler:
         samples = _nothing(active, self.max_new_tokens, self.settings.pad_id)
         seat, seats = take_seats(np.asarray(source_of_row), active, len(prompts))
         given |= {"source_of_row": source_of_row, "active": active, "seat": seat, "seats": seats}
-        policy, shared, fixed, state = self.prefill(base, adapter, prompts, prompt_valid, slots=bounds[1], **given)
+        policy, shared, fixed, state = self.begin(base, adapter, prompts, prompt_valid, slots=bounds[1], **given)
         temperature = np.float32(temperature)
         place = np.arange(samples.ended.size)  # the row that each of the batch's is
         for first, end in zip(bounds, bounds[1:], strict=False):

@@ -9,7 +9,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from vgrout_jax import sharding
+from vgrout_jax import compiling, sharding
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, policy, qwen3
 from vgrout_jax.rl.state import Frozen
@@ -47,7 +47,8 @@ def build_extractor(config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh
         routing = direction.build_routing(gradients[:pairs], gradients[pairs:], random, **routing_settings(config))
         return routing, gradients
 
-    return jax.jit(extract, out_shardings=sharding.replicated(mesh))
+    how = compiling.compiler_options(mesh.devices.flat[0])
+    return jax.jit(extract, out_shardings=sharding.replicated(mesh), compiler_options=how)
 
 
 def routing_settings(config: Config) -> dict:

@@ -14,7 +14,7 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from vgrout_jax import sharding
+from vgrout_jax import compiling, sharding
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3
 from vgrout_jax.rl import grpo
@@ -95,7 +95,7 @@ def build_step(config: Config, model: qwen3.Qwen3Config, optimizer: optax.Gradie
         )
         return new_state, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiling.compiler_options(mesh.devices.flat[0]))
 
 
 def gate_settings(config: Config) -> dict[str, Any]:
