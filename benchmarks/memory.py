@@ -32,7 +32,7 @@ import work
 
 from vgrout_jax.config import Config
 from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
-from vgrout_jax.rl.reading import Reader
+from vgrout_jax.rl.blocks import Cutter
 
 COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s")
 _ARRAY = re.compile(r"\bf32\[([0-9,]+)\]")
@@ -80,10 +80,10 @@ def begun(
     policy = given.pop("source_policy")
     read = sample.prefill.eval_shape(base, adapter, prompts, valid, policy)
     layer, cache = sample.take_layer.eval_shape(base["layers"], adapter, read, jax.ShapeDtypeStruct((), jnp.int32))
-    readable, rows, state = sample.start.eval_shape(prompts, valid, policy, slots=slots, **given)
+    lengths, rows, state = sample.start.eval_shape(prompts, valid, policy, slots=slots, **given)
     count = sample.settings.config.num_layers
     head = {name: leaf for name, leaf in base.items() if name != "layers"}
-    return decode.Policy(head, (layer,) * count), decode.Prompts(readable, (cache,) * count, seats), rows, state
+    return decode.Policy(head, (layer,) * count), decode.Prompts(lengths, (cache,) * count, seats), rows, state
 
 
 def _sampler_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tuple, dict]:
@@ -166,9 +166,9 @@ def account(shape: shapes.Shape, config: Config) -> dict[str, int]:
     tied = 1 if model.tie_embeddings else 2
     factors = 4 * work.adapter_weights(model, shape.rank)
     cached = work.cache_bytes(model)
-    together = Reader(config, model, shapes.mesh()).together(shapes.abstract_inputs(shape, config).batch)
-    labels = min(3, together)  # policies under which a pack's prompt is read
-    tokens = shape.micro_batch * shape.new_tokens + shape.micro_batch // together * labels * shape.prompt_tokens
+    cut = Cutter(config, shapes.mesh()).cut(shape.prompt_tokens)
+    prompts = 3 * cut.groups if cut.shares else shape.micro_batch  # shared, a prompt is read under three labels
+    tokens = shape.micro_batch * shape.new_tokens + prompts * shape.prompt_tokens
     chunk = min(config.model.logprob_chunk, shape.micro_batch * shape.new_tokens)
     return {
         "weights": stored * (work.layer_weights(model) + tied * work.head_weights(model) + norms),

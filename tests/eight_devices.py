@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 from tests import tiny
 from vgrout_jax import sharding
 from vgrout_jax.model import keys, lora2r, sampler
-from vgrout_jax.rl import optim, reading
+from vgrout_jax.rl import optim
 from vgrout_jax.rl.state import Frozen, initial_state
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction
@@ -71,7 +71,7 @@ def one_generation(mesh: Mesh) -> sampler.Samples:
 
 
 def main(shape: tuple[int, int, int]) -> None:
-    reading._LEAST_SHARED = 1  # so that prompts are shared among the rows of a device, short as they are here
+    blocks._LEAST_SHARED = 1  # so that prompts are shared among the rows of a device, short as they are here
     axis_types = (AxisType.Auto,) * 3
     one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES, axis_types=axis_types)
     eight = Mesh(np.array(jax.devices()).reshape(shape), sharding.MESH_AXES, axis_types=axis_types)

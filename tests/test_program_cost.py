@@ -16,7 +16,7 @@ import update
 import work
 
 from vgrout_jax import sharding
-from vgrout_jax.rl import reading
+from vgrout_jax.rl import blocks
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.step import build_step
 
@@ -31,7 +31,7 @@ MOST_TEMPORARIES = 7.5e6  # bytes
 @pytest.fixture(autouse=True)
 def prompts_are_shared(monkeypatch):
     """As at any scale that is worth measuring, short as they are here."""
-    monkeypatch.setattr(reading, "_LEAST_SHARED", 1)
+    monkeypatch.setattr(blocks, "_LEAST_SHARED", 1)
 
 
 def scanned(a, b):

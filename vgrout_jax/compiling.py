@@ -1,9 +1,6 @@
 """How the large programs are compiled for the device that they run on."""
 
-import os
 from typing import Any
-
-import jax
 
 
 def compiler_options(device: Any) -> dict[str, Any] | None:
@@ -14,6 +11,4 @@ def compiler_options(device: Any) -> dict[str, Any] | None:
     """
     if device.platform != "gpu" or "rocm" in str(getattr(device.client, "platform_version", "")):
         return None
-    if "XOPT" in os.environ:
-        return eval(os.environ["XOPT"])
     return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}

@@ -129,6 +129,7 @@ class OptimConfig:
 class TrainConfig:
     steps: int = 60
     micro_batch: int = 8  # rollouts of one forward and backward pass
+    share_prompts: bool = True  # read a prompt once for all rollouts of its group, where it is long enough for that
 
 
 @dataclasses.dataclass

@@ -1,5 +1,6 @@
 """The passes over packs of rollouts that share their prompt, against every rollout by itself."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,16 +11,16 @@ import pytest
 
 from tests import tiny
 from vgrout_jax.model import lora2r, padding, policy
-from vgrout_jax.rl import reading
+from vgrout_jax.rl import blocks
+from vgrout_jax.rl.blocks import Cutter
 from vgrout_jax.rl.passes import Passes, Row
-from vgrout_jax.rl.state import Batch
 from vgrout_jax.routing import probe
 
 
 @pytest.fixture(autouse=True)
 def prompts_are_shared(monkeypatch):
     """Short as they are here."""
-    monkeypatch.setattr(reading, "_LEAST_SHARED", 1)
+    monkeypatch.setattr(blocks, "_LEAST_SHARED", 1)
 
 
 def make_passes(micro_batch: int, **sections) -> Passes:
@@ -31,6 +32,7 @@ def make_row(advantages) -> Row:
     return Row(tiny.batch(), jnp.asarray(advantages, jnp.float32), jnp.asarray(advantages) != 0)
 
 
+BUCKET = tiny.PROMPT_TOKENS  # what the tiny batch's prompts are padded to
 ADVANTAGES = [1.0, -2.0, 0.5, 0.25, -1.0, 3.0, 0.5, -0.5]
 
 
@@ -67,7 +69,7 @@ def alone(probe_policy: str):
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
 def test_the_probe_of_a_rollout_is_its_own_whoever_shares_its_prompt(frozen, deltas, micro_batch, probe_policy):
     passes, row = make_passes(micro_batch, gate={"probe_policy": probe_policy}), make_row(ADVANTAGES)
-    assert passes.reader.together(row.batch) == min(micro_batch, tiny.GROUP)
+    assert passes.cutter.cut(BUCKET).rows == min(micro_batch, tiny.GROUP)
     state = tiny.state(deltas, optax.identity())
     found, logprobs = jax.jit(passes.read_probe)(state, frozen, row)
     expected, theirs = alone(probe_policy)(frozen, deltas, row)
@@ -98,9 +100,9 @@ def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
     old = jnp.full(row.batch.completion_mask.shape, -2.0)
     found = []
     for least in (1, 99):
-        monkeypatch.setattr(reading, "_LEAST_SHARED", least)
+        monkeypatch.setattr(blocks, "_LEAST_SHARED", least)
         passes = make_passes(micro_batch, gate={"kind": kind}, loss={"kl_coefficient": 0.1})
-        assert (passes.reader.together(row.batch) > 1) == (least == 1)
+        assert passes.cutter.cut(BUCKET).shares == (least == 1)
         trained = jax.jit(passes.masked_gradient)(state, frozen, row, labels, old)
         sampled = jax.jit(passes.sampled_logprobs)(state, frozen, row.batch, row.live)
         found.append((trained, jnp.where(row.batch.completion_mask, sampled, 0.0)))
@@ -113,31 +115,55 @@ def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
 
 
 @pytest.mark.parametrize(
-    ("micro_batch", "place", "needed", "expected"),
+    ("micro_batch", "places", "expected"),
     [
-        (4, [0, 1, 0, 2, 0, 0, 0, 0], [1] * 8, [4, 5, 6, 7, 0, 2, 1, 3]),  # the longer group comes last
-        (4, [2, 2, 2, 2, 0, 1, 2, 2], [0, 0, 0, 0, 1, 1, 0, 0], [4, 5, 6, 7, 0, 1, 2, 3]),  # and who is not needed
-        (2, [1, 0, 1, 0, 2, 2, 2, 0], [1, 1, 1, 1, 0, 0, 0, 1], [1, 3, 7, 4, 0, 2, 5, 6]),  # packs of two
+        # of two groups of four: the longer group comes last, and who is not needed last in it
+        (4, [0, 1, 0, 2, 0, 0, 0, 0], [[[4, 5, 6, 7]], [[0, 2, 1, 3]]]),
+        (4, [3, 3, 3, 3, 0, 1, 3, 3], [[[4, 5, 6, 7]], [[0, 1, 2, 3]]]),
+        # two rows of a group at a time, its short ones first
+        (2, [1, 0, 1, 0, 2, 3, 0, 0], [[[1, 3], [0, 2]], [[6, 7], [4, 5]]]),
+        # both groups in one block, chunk by chunk
+        (8, [1, 0, 1, 0, 2, 3, 0, 0], [[[1, 3, 0, 2, 6, 7, 4, 5]]]),
+        (1, [1, 0, 3, 0, 2, 2, 2, 0], [[[row]] for row in (1, 3, 7, 0, 4, 5, 6, 2)]),  # nothing is shared
     ],
 )
-def test_packs_stay_in_their_group_and_the_short_come_first(micro_batch, place, needed, expected):
-    order = make_passes(micro_batch)._packed(jnp.array(place), jnp.array(needed, bool), min(micro_batch, tiny.GROUP))
-    assert order.tolist() == expected
+def test_short_rows_come_first_and_those_that_nobody_needs_last(micro_batch, places, expected):
+    cutter = make_passes(micro_batch).cutter
+    cutter.lengths = (2, 4, 6)
+    cut = dataclasses.replace(cutter.cut(BUCKET), rows=min(micro_batch, tiny.GROUP))
+    assert cutter.order(jnp.array(places), cut).tolist() == expected
+
+
+def test_a_block_has_rows_of_all_its_groups_in_every_chunk(monkeypatch):
+    monkeypatch.setattr(padding, "_SHORTEST", 2)
+    monkeypatch.setattr(blocks, "_MOST_TOGETHER", 2)
+    cutter = make_passes(4).cutter
+    cut = cutter.cut(BUCKET)
+    assert (cut.groups, cut.rows, cut.chunks) == (2, 2, 2)
+    assert cutter.order(jnp.array([1, 0, 1, 0, 2, 3, 0, 0]), cut).tolist() == [[[1, 3, 6, 7], [0, 2, 4, 5]]]
 
 
 @pytest.mark.parametrize(
     ("micro_batch", "group", "several_lengths", "expected"),
-    [(16, 8, False, 8), (16, 8, True, 4), (6, 8, False, 2), (6, 6, True, 2), (1, 8, False, 1)],
+    [
+        (16, 8, False, (2, 8, 1)),
+        (16, 8, True, (2, 4, 2)),  # few rows of a group together where lengths differ; 4 does not divide 6 groups
+        (6, 8, False, (3, 2, 4)),
+        (6, 6, True, (3, 2, 3)),
+        (1, 8, False, None),
+    ],
 )
-def test_packs_are_as_large_as_micro_batch_and_group_allow_but_small_where_lengths_differ(
+def test_chunks_are_as_large_as_micro_batch_and_groups_allow(
     micro_batch, group, several_lengths, expected, monkeypatch
 ):
     if several_lengths:
         monkeypatch.setattr(padding, "_SHORTEST", 2)
     config = tiny.config(rollout={"prompts": 6, "group_size": group}, train={"micro_batch": micro_batch})
-    passes, tokens = Passes(config, tiny.model(), tiny.mesh()), 32 + tiny.NEW_TOKENS
-    empty, mask = jnp.zeros((8, tokens)), jnp.zeros((8, tiny.NEW_TOKENS))
-    batch = Batch(empty, empty, mask, jnp.zeros(8), jnp.zeros(8))
-    assert passes.reader.together(batch) == expected
-    monkeypatch.setattr(reading, "_LEAST_SHARED", 32 * 8 + 1)
-    assert passes.reader.together(batch) == 1
+    cut = Cutter(config, tiny.mesh()).cut(32)
+    assert expected == ((cut.groups, cut.rows, cut.chunks) if cut.shares else None)
+    monkeypatch.setattr(blocks, "_LEAST_SHARED", 32 * 8 + 1)
+    alone = blocks.Cut(groups=micro_batch, rows=1, chunks=1)
+    assert Cutter(config, tiny.mesh()).cut(32) == alone
+    monkeypatch.setattr(blocks, "_LEAST_SHARED", 1)
+    config.train.share_prompts = False
+    assert Cutter(config, tiny.mesh()).cut(32) == alone

@@ -77,12 +77,12 @@ class Prompts:
     """What the rows that continue a source read of it.
 
     Attributes:
-        readable: [Q, B] bool, True on the prompt's tokens but its last one, which every row reads anew.
-        caches: for each layer, keys and values [Q, K, B, E].
+        lengths: [Q] int32, the prompt's tokens but its last one, which every row reads anew.
+        caches: for each layer, keys and values, [Q, K, B, E], or [Q, B, K, E] for cuDNN's kernel.
         seats: R, how many rows can continue a source.
     """
 
-    readable: jax.Array
+    lengths: jax.Array
     caches: tuple[tuple[jax.Array, jax.Array], ...]
     seats: int = struct.field(pytree_node=False)
 
@@ -112,7 +112,8 @@ class State:
         step: [] int32, index of the token to be drawn next.
         ended: [N] bool.
         token: [N] int32, to be read next: drawn last, or the prompt's last.
-        caches: for each layer, keys and values [N, K, slots, E] of the prompt's last token and of the completion.
+        caches: for each layer, keys and values of the prompt's last token and of the completion, [N, K, slots, E], or
+            [N, slots, K, E] for cuDNN's kernel.
     """
 
     step: jax.Array
@@ -175,11 +176,11 @@ def take_layer(
     adapter: lora2r.Adapter | None,
     read: tuple[Float[Array, "L Q B K E"], Float[Array, "L Q B K E"]],
     index: Int[Array, ""],
-) -> tuple[Layer, tuple[Float[Array, "Q K B E"], Float[Array, "Q K B E"]]]:
+) -> tuple[Layer, tuple[Array, Array]]:
     """One layer's weights, and what was read of the prompts in it; one program for all layers."""
     config = settings.config
     parameters, adapter, cache = jax.tree.map(lambda leaf: leaf[index], (layers, adapter, read))
-    cache = tuple(_constrain(settings, jnp.swapaxes(leaf, 1, 2), "batch", "kv_heads") for leaf in cache)
+    cache = tuple(_constrain_cache(settings, _laid_out(settings, leaf)) for leaf in cache)
     factors = None if adapter is None else lora2r.fuse(adapter, config.dtype)
     if _weights_are_split(settings):
         return Layer(parameters, None if factors is None else qwen3.AdapterLayer(factors, None), None), cache
@@ -203,19 +204,19 @@ def start(
     active: Bool[Array, " N"],
     keys: jax.Array,
     slots: int,
-) -> tuple[Bool[Array, "Q B"], Rows, State]:
-    """What may be read of the prompts, and N rows with an empty cache of `slots` tokens each."""
+) -> tuple[Int[Array, " Q"], Rows, State]:
+    """How many tokens rows read of each prompt, and N rows with an empty cache of `slots` tokens each."""
     config = settings.config
 
     def empty() -> Array:
-        shape = (source_of_row.shape[0], config.num_kv_heads, slots, config.head_dim)
-        return _constrain(settings, jnp.zeros(shape, config.dtype), "batch", "kv_heads")
+        shape = (source_of_row.shape[0], slots, config.num_kv_heads, config.head_dim)
+        return _constrain_cache(settings, _laid_out(settings, jnp.zeros(shape, config.dtype)))
 
     lengths = jnp.sum(prompt_valid, axis=1, dtype=jnp.int32)
     rows = Rows(seat, lengths[source_of_row], source_policy[source_of_row], keys)
     caches = tuple((empty(), empty()) for _ in range(config.num_layers))
     state = State(jnp.int32(0), ~active, prompts[source_of_row, -1], caches)
-    return jnp.arange(prompts.shape[1]) < lengths[:, None] - 1, rows, state
+    return lengths - 1, rows, state
 
 
 def _weights_are_split(settings: Settings) -> bool:
@@ -240,7 +241,7 @@ def advance(
     span: Span,
 ) -> tuple[State, Part]:
     """Draws the tokens of the span, or up to the last row's end, into the part."""
-    seated = jnp.zeros(prompts.readable.shape[0] * prompts.seats, jnp.int32)  # the row on each seat
+    seated = jnp.zeros(prompts.lengths.size * prompts.seats, jnp.int32)  # the row on each seat
     seated = seated.at[rows.seat].set(jnp.arange(rows.seat.size, dtype=jnp.int32), mode="drop")
     seated = seated.reshape(-1, prompts.seats)
 
@@ -256,9 +257,11 @@ def advance(
     return jax.lax.while_loop(goes_on, draw_one, carry)
 
 
-def regrow(settings: Settings, cache: Float[Array, "N K S E"], chosen: Int[Array, " M"], more: int) -> Array:
-    """The cache of the chosen rows, [M, K, S + more, E]."""
-    return _constrain(settings, jnp.pad(cache[chosen], _behind(more)), "batch", "kv_heads")
+def regrow(settings: Settings, cache: Array, chosen: Int[Array, " M"], more: int) -> Array:
+    """The cache of the chosen rows with so many slots more."""
+    behind = [(0, 0)] * cache.ndim
+    behind[_slots_axis(settings)] = (0, more)
+    return _constrain_cache(settings, jnp.pad(cache[chosen], behind))
 
 
 def choose(settings: Settings, rows: Any, chosen: Int[Array, " M"]) -> Any:
@@ -266,9 +269,23 @@ def choose(settings: Settings, rows: Any, chosen: Int[Array, " M"]) -> Any:
     return jax.tree.map(lambda leaf: _constrain(settings, leaf[chosen], "batch"), rows)
 
 
-def _behind(free: int) -> tuple[tuple[int, int], ...]:
-    """Padding of a cache's slots."""
-    return ((0, 0), (0, 0), (0, free), (0, 0))
+def _by_cudnn(settings: Settings) -> bool:
+    return settings.config.attention == "cudnn"
+
+
+def _slots_axis(settings: Settings) -> int:
+    """Where a cache's slots stand: behind the heads for XLA's batched products, before them for cuDNN's kernel."""
+    return 1 if _by_cudnn(settings) else 2
+
+
+def _laid_out(settings: Settings, leaf: Float[Array, "N S K E"]) -> Array:
+    """Keys or values in the layout of the caches."""
+    return leaf if _by_cudnn(settings) else jnp.swapaxes(leaf, 1, 2)
+
+
+def _constrain_cache(settings: Settings, cache: Array) -> Array:
+    axes = ("batch", None, "kv_heads") if _by_cudnn(settings) else ("batch", "kv_heads")
+    return _constrain(settings, cache, *axes)
 
 
 def _constrain(settings: Settings, leaf: Array, *axes: str | None) -> Array:
@@ -289,7 +306,7 @@ def _read(
     x = _constrain(settings, weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
     caches = []
     for layer, prompt, cache in zip(weights.layers, prompts.caches, state.caches, strict=True):
-        shared = functools.partial(_attend_prompts, settings, prompts.readable, *prompt, seated, rows.seat)
+        shared = functools.partial(_attend_prompts, settings, prompts.lengths, *prompt, seated, rows.seat)
         how = {"attend": functools.partial(_attend, settings, shared, cache, state.step)}
         if layer.wide is not None:
             how["project"] = functools.partial(_project, config, layer.wide, rows.quarantine_on)
@@ -320,37 +337,47 @@ def _attend(
     *new: Float[Array, "N 1 K E"],
 ) -> tuple[Float[Array, "N 1 H E"], tuple[Array, ...]]:
     """Attention of a new token of every row to its prompt and its completion, and the cache with the token in."""
+    slots = _slots_axis(settings)
 
     def written(old: Array, leaf: Array) -> Array:
-        full = jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(leaf, 1, 2), slot, 2)
-        return _constrain(settings, full, "batch", "kv_heads")
+        full = jax.lax.dynamic_update_slice_in_dim(old, _laid_out(settings, leaf), slot, slots)
+        return _constrain_cache(settings, full)
 
     caches = tuple(written(*pair) for pair in zip(cache, new, strict=True))
     grouped = queries.reshape(queries.shape[0], new[0].shape[2], -1, queries.shape[-1])  # [N, K, G, E]
-    own = attending.attend_part(grouped, *caches, jnp.arange(caches[0].shape[2])[None] <= slot)
+    if _by_cudnn(settings):
+        own = attending.attend_part_cudnn(queries, *caches, jnp.full(queries.shape[0], slot + 1))
+    else:
+        own = attending.attend_part(grouped, *caches, jnp.arange(caches[0].shape[slots])[None] <= slot)
     mixed = attending.merge(own, attend_prompts(grouped))
     return mixed.reshape(queries.shape).astype(queries.dtype), caches
 
 
 def _attend_prompts(
     settings: Settings,
-    readable: Bool[Array, "Q B"],
-    keys: Float[Array, "Q K B E"],
-    values: Float[Array, "Q K B E"],
+    lengths: Int[Array, " Q"],
+    keys: Array,
+    values: Array,
     seated: Int[Array, "Q R"],
     seat: Int[Array, " N"],
     queries: Float[Array, "N K G E"],
 ) -> attending.Part:
     """Attention of every row to its prompt: the queries of a source's rows go through its cache together."""
-    together = jnp.swapaxes(queries[seated], 1, 2)  # [Q, K, R, G, E]
-    together = _constrain(settings, together, "batch", "kv_heads")
-    sources, heads, seats, size = together.shape[:4]
-    part = attending.attend_part(together.reshape(sources, heads, seats * size, -1), keys, values, readable)
+    together = queries[seated]  # [Q, R, K, G, E]
+    sources, seats, heads, size = together.shape[:4]
+    if _by_cudnn(settings):
+        together = together.reshape(sources, seats, heads * size, -1)
+        part = attending.attend_part_cudnn(together, keys, values, lengths)
+    else:
+        together = _constrain(settings, jnp.swapaxes(together, 1, 2), "batch", "kv_heads")
+        together = together.reshape(sources, heads, seats * size, -1)
+        readable = jnp.arange(keys.shape[2]) < lengths[:, None]
+        part = attending.attend_part(together, keys, values, readable)
 
     def of_rows(leaf: Array) -> Array:
         """[Q, K, R G, ...] -> [N, K, G, ...]; what a row without a seat gets is read by nobody."""
         split = jnp.swapaxes(leaf.reshape(sources, heads, seats, size, *leaf.shape[3:]), 1, 2)
-        return split.reshape(-1, heads, *split.shape[3:]).at[seat].get(mode="clip")
+        return split.reshape(-1, *split.shape[2:]).at[seat].get(mode="clip")
 
     return jax.tree.map(of_rows, part)
 

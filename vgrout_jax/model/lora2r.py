@@ -179,8 +179,7 @@ def apply_fused(
 
     Reference: docs/method.md sections 2 to 4.
     """
-    inner = jnp.einsum("NTD,RD->NTR", x, down, preferred_element_type=jnp.float32)
-    inner = checkpoint_name(inner, "product")
+    inner = checkpoint_name(_down(x, down), "product")
     h, k = jnp.split(inner, 2, axis=-1)  # A x and dA x, each [N, T, 2r]
     if scale is not None:
         h, k = scale[:, None] * h, k + (scale[:, None] - 1.0) * h
@@ -197,6 +196,28 @@ def apply_fused(
     attached = ~route.detach_deployed[:, None, None]
     trained = gated(*(jnp.where(attached, part[..., :rank], 0.0) for part in (h, k)))
     return _up(jax.lax.stop_gradient(value), trained, up)
+
+
+@jax.custom_vjp
+def _down(x: jax.Array, down: jax.Array) -> jax.Array:
+    """`x` [N, T, D] times `down` [R, D] in float32.
+
+    Its gradients are products of arrays in x's dtype, as all others are; JAX would make them of float32 copies.
+    """
+    return jnp.einsum("NTD,RD->NTR", x, down, preferred_element_type=jnp.float32)
+
+
+def _down_forward(x: jax.Array, down: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _down(x, down), (x, down)
+
+
+def _down_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, down = kept
+    gradient = gradient.astype(x.dtype)
+    return jnp.einsum("NTR,RD->NTD", gradient, down), jnp.einsum("NTR,NTD->RD", gradient, x)
+
+
+_down.defvjp(_down_forward, _down_backward)
 
 
 @jax.custom_vjp

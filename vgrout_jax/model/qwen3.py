@@ -21,7 +21,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.model import attending, lora2r
 
-
 # What of a layer the backward pass computes anew: nothing; what is cheap, which is all but the products with weights
 # and attention; or everything, so that the layer's input alone is kept.
 REMATS = ("nothing", "cheap", "everything")

@@ -103,10 +103,10 @@ class Sampler:
         read = self.prefill(base, adapter, prompts, prompt_valid, source_policy)
         given = (base["layers"], adapter, read)
         taken = [self.take_layer(*given, np.int32(index)) for index in range(self.settings.config.num_layers)]
-        readable, fixed, state = self.start(prompts, prompt_valid, source_policy, slots=slots, **rows)
+        lengths, fixed, state = self.start(prompts, prompt_valid, source_policy, slots=slots, **rows)
         head = {name: leaf for name, leaf in base.items() if name != "layers"}
         layers, caches = (tuple(part) for part in zip(*taken, strict=True))
-        return decode.Policy(head, layers), decode.Prompts(readable, caches, seats), fixed, state
+        return decode.Policy(head, layers), decode.Prompts(lengths, caches, seats), fixed, state
 
     def stream(
         self,

@@ -1,26 +1,23 @@
-"""How the log-probabilities of a micro-batch are read: every rollout whole, or first the prompt that a group shares.
+"""How log-probabilities of rollouts are read: each rollout whole, or behind the prompt that a group shares.
 
 The prompt is often most of a rollout's tokens. Where it is shared it is read once under each policy that the rollouts
-of a micro-batch may have, and the completions behind it; on the way back, what reaches the prompt is added up over
-the rollouts first. The probe alone, which is asked for rollout by rollout, goes back through the prompt for each.
+of a block may have, and the completions behind it; on the way back, what reaches the prompt is added up over the
+rollouts first. The probe alone, which is asked for rollout by rollout, goes back through the prompt for each.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax import sharding
 from vgrout_jax.config import Config
-from vgrout_jax.model import lora2r, padding, policy, qwen3
+from vgrout_jax.model import lora2r, policy, qwen3
 from vgrout_jax.rl.state import Batch, Frozen
 
-_LEAST_SHARED = 192  # tokens that a pack's prompts have by themselves, to be worth sharing
-_MOST_TOGETHER = 4  # rollouts of a pack, where completions are padded to one of several lengths
+# Keys and values of prompts under each of some policies, [L, V, K, B, heads, E] each; (): prompts are not shared.
+Caches = tuple[jax.Array, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,145 +27,87 @@ class Variants:
     Attributes:
         quarantine_on: [V] bool, m of each.
         detach_deployed: [V] bool, d of each, or None for nowhere.
-        of_row: [n] int32, the policy of each rollout.
     """
 
     quarantine_on: Array
-    detach_deployed: Array | None
-    of_row: Array
+    detach_deployed: Array | None = None
 
-    def route(self, chosen: Array) -> lora2r.Route:
+    def route(self, chosen: Int[Array, " n"]) -> lora2r.Route:
         """The masks of the chosen policies."""
         detach = None if self.detach_deployed is None else self.detach_deployed[chosen]
         return lora2r.Route(self.quarantine_on[chosen], detach)
 
 
 class Reader:
-    """Forward passes over the rollouts of a micro-batch, as pure functions closed over the run's settings."""
+    """Forward passes over the rollouts of a chunk, as pure functions closed over the run's settings."""
 
-    def __init__(self, config: Config, model: qwen3.Qwen3Config, mesh: Mesh):
-        self.config, self.model, self.mesh = config, model, mesh
+    def __init__(self, config: Config, model: qwen3.Qwen3Config):
+        self.chunk, self.model = config.model.logprob_chunk, model
 
-    def together(self, batch: Batch) -> int:
-        """R, the rollouts of one group that stand together in a micro-batch, and on one device: a pack.
-
-        A pack is padded to its longest completion, so where lengths differ a large one would lose more than a shared
-        prompt saves; and what is saved of a short prompt does not earn the programs' compilation back.
-        """
-        micro_batch = self.config.train.micro_batch
-        here = max(1, micro_batch // sharding.batch_devices(self.mesh))
-        pack = math.gcd(here, micro_batch, self.config.rollout.group_size)
-        several = len(padding.completion_lengths(self.config.rollout.max_new_tokens)) > 1
-        pack = math.gcd(pack, _MOST_TOGETHER) if several else pack
-        return pack if pack * _bucket(batch) >= _LEAST_SHARED else 1
+    def prompts(
+        self,
+        frozen: Frozen,
+        deltas: lora2r.Factors | None,
+        tokens: Int[Array, "K B"],
+        valid: Bool[Array, "K B"],
+        variants: Variants,
+        scale: dict[str, Array] | None = None,
+    ) -> Caches:
+        """Reads prompts under each of the policies; `deltas` None: the base with the adapter off."""
+        count = variants.quarantine_on.size
+        route = variants.route(jnp.repeat(jnp.arange(count), tokens.shape[0]))
+        tiled = (jnp.tile(leaf, (count, 1)) for leaf in (tokens, valid))
+        adapter = None if deltas is None else lora2r.Adapter(frozen.init, deltas)
+        options = {"adapter": adapter, "route": route, "scale": scale}
+        caches = policy.prompt_caches(self.model, frozen.base, *tiled, **options)
+        return tuple(leaf.reshape(leaf.shape[0], count, -1, *leaf.shape[2:]) for leaf in caches)
 
     def logprobs(
-        self, frozen: Frozen, deltas: lora2r.Factors | None, batch: Batch, variants: Variants, *, length: int
+        self,
+        frozen: Frozen,
+        deltas: lora2r.Factors | None,
+        batch: Batch,
+        variants: Variants,
+        of_row: Int[Array, " n"],
+        caches: Caches,
+        *,
+        length: int,
+        scale: dict[str, Array] | None = None,
     ) -> Float[Array, "n T"]:
-        """log pi of the completions; `deltas` None: the base with the adapter off.
+        """log pi of the first `length` tokens of completions, and 0 for those behind, which no row may have.
 
-        Of the first `length` tokens, and 0 for those behind, which no row may have.
+        Args:
+            frozen, deltas: as in `prompts`.
+            batch: the rows, those of a group together where their prompts are shared.
+            variants, of_row: the policies, and which of them each row has.
+            caches: of `prompts`, or () where every row reads its own.
+            length: tokens of a completion.
+            scale: c of the probe, module -> [L, n, 2r], or None.
         """
+        whole = batch.completion_mask.shape[1]
+        bucket = batch.tokens.shape[1] - whole
         adapter = None if deltas is None else lora2r.Adapter(frozen.init, deltas)
-        route = variants.route(variants.of_row)
-        pack = self.together(batch)
-        if pack == 1:
-            return self.read_whole(frozen, adapter, batch, route, length=length)
-        caches = self._variants_read(frozen, adapter, batch, variants, pack)
-        return self.continue_prompts(frozen, adapter, batch, route, caches, length=length)
-
-    def read_whole(
-        self,
-        frozen: Frozen,
-        adapter: lora2r.Adapter | None,
-        batch: Batch,
-        route: lora2r.Route,
-        *,
-        length: int,
-        scale: Any = None,
-    ) -> Float[Array, "n T"]:
-        """log pi of the completions, every row with its own prompt."""
-        behind = batch.completion_mask.shape[1] - length
-        whole = batch.tokens.shape[1] - behind
-        logprobs = policy.completion_logprobs(
-            self.model,
-            frozen.base,
-            batch.tokens[:, :whole],
-            batch.valid[:, :whole],
-            completion_length=length,
-            chunk=self.config.model.logprob_chunk,
-            adapter=adapter,
-            route=route,
-            scale=scale,
-        )
-        return jnp.pad(logprobs, ((0, 0), (0, behind)))
-
-    def _variants_read(
-        self, frozen: Frozen, adapter: lora2r.Adapter | None, batch: Batch, variants: Variants, pack: int
-    ) -> tuple[Array, Array]:
-        """Every row's prompt under the row's policy, [L, n, B, K, E] keys and values."""
-        count, packs = variants.quarantine_on.size, batch.rewards.size // pack
-        if pack <= count:  # no fewer prompts to read than rows have
-            return self.read_prompts(frozen, adapter, batch, variants.route(variants.of_row), every=1)
-        tiled = jax.tree.map(lambda leaf: jnp.tile(leaf, (count,) + (1,) * (leaf.ndim - 1)), batch)
-        route = variants.route(jnp.repeat(jnp.arange(count), packs))
-        read = self.read_prompts(frozen, adapter, tiled, route, every=pack)
-        by_pack = variants.of_row.reshape(packs, pack)
-
-        def of_rows(leaf: Array) -> Array:
-            """[L, V packs, ...] -> [L, n, ...]."""
-            leaf = leaf.reshape(leaf.shape[0], count, packs, 1, *leaf.shape[2:])
-            shape = (leaf.shape[0], packs, pack, *leaf.shape[4:])
-            each = [jnp.broadcast_to(leaf[:, variant], shape) for variant in range(count)]
-            chosen = jnp.broadcast_to(by_pack[None, :, :, None, None, None], shape)
-            return jax.lax.select_n(chosen, *each).reshape(shape[0], -1, *shape[3:])
-
-        return jax.tree.map(of_rows, read)
-
-    def read_prompts(
-        self,
-        frozen: Frozen,
-        adapter: lora2r.Adapter | None,
-        batch: Batch,
-        route: lora2r.Route,
-        *,
-        every: int,
-        scale: Any = None,
-    ) -> tuple[Array, Array]:
-        """Keys and values of the prompt of one row of `every`, [L, n / every, B, K, E] each."""
-        bucket = _bucket(batch)
-        tokens, valid = batch.tokens[::every, :bucket], batch.valid[::every, :bucket]
-        options = {"adapter": adapter, "route": route, "scale": scale}
-        return policy.prompt_caches(self.model, frozen.base, tokens, valid, **options)
-
-    def continue_prompts(
-        self,
-        frozen: Frozen,
-        adapter: lora2r.Adapter | None,
-        batch: Batch,
-        route: lora2r.Route,
-        caches: tuple[Array, Array],
-        *,
-        length: int,
-        scale: Any = None,
-    ) -> Float[Array, "n T"]:
-        """log pi of the completions behind the caches of every row's prompt."""
-        whole, bucket = batch.completion_mask.shape[1], _bucket(batch)
-        lengths = jnp.sum(batch.valid[:, :bucket], axis=1)
-        logprobs = policy.continued_logprobs(
-            self.model,
-            frozen.base,
-            caches,
-            lengths,
-            batch.tokens[:, bucket - 1 : bucket + length],
-            chunk=self.config.model.logprob_chunk,
-            adapter=adapter,
-            route=route,
-            scale=scale,
-        )
-        return jnp.pad(logprobs, ((0, 0), (0, whole - length)))
+        options = {"adapter": adapter, "route": variants.route(of_row), "scale": scale, "chunk": self.chunk}
+        if caches:
+            lengths, tokens = jnp.sum(batch.valid[:, :bucket], axis=1), batch.tokens[:, bucket - 1 : bucket + length]
+            behind = spread(caches, of_row)
+            found = policy.continued_logprobs(self.model, frozen.base, behind, lengths, tokens, **options)
+        else:
+            tokens, valid = batch.tokens[:, : bucket + length], batch.valid[:, : bucket + length]
+            options["completion_length"] = length
+            found = policy.completion_logprobs(self.model, frozen.base, tokens, valid, **options)
+        return jnp.pad(found, ((0, 0), (0, whole - length)))
 
 
-def _bucket(batch: Batch) -> int:
-    """B, what the prompts are padded to."""
-    return batch.tokens.shape[1] - batch.completion_mask.shape[1]
+def spread(caches: Caches, of_row: Int[Array, " n"]) -> tuple[Any, ...]:
+    """Every row's prompt under the row's policy, [L, n, B, heads, E]: rows stand by group, n / K to each."""
+
+    def of_rows(leaf: Float[Array, "L V K B heads E"]) -> Float[Array, "L n B heads E"]:
+        layers, count, groups, *rest = leaf.shape
+        shape = (layers, groups, of_row.size // groups, *rest)
+        each = [jnp.broadcast_to(leaf[:, variant, :, None], shape) for variant in range(count)]
+        chosen = jnp.broadcast_to(of_row.reshape(1, groups, -1, 1, 1, 1), shape)
+        picked = each[0] if count == 1 else jax.lax.select_n(chosen, *each)
+        return picked.reshape(layers, -1, *rest)
+
+    return tuple(map(of_rows, caches))

@@ -26,35 +26,31 @@ def probe_gradients(
     return jax.grad(loss, has_aux=True)(ones)
 
 
-def continued_gradients(
-    read: Callable[[dict[str, Array]], Any],
-    loss: Callable[[dict[str, Array], Any], tuple[Array, Any]],
-    ones: dict[str, Float[Array, "L Q TwoR"]],
+def through_prompts(
+    own: dict[str, Float[Array, "L N TwoR"]],
+    of_caches: Any,
+    pull: Callable[[Any], tuple[dict[str, Float[Array, "L Q TwoR"]]]],
     rows: int,
-) -> tuple[dict[str, Float[Array, "L N TwoR"]], Any]:
+) -> dict[str, Float[Array, "L N TwoR"]]:
     """`probe_gradients` of rollouts that share prompts, N = Q * rows of them, those of a prompt together.
 
     A prompt is read once, forward; backward every rollout needs a pass of its own through it, since what comes back
     to the prompt's keys and values differs. A rollout's gradient is the sum over its completion and its prompt.
 
     Args:
-        read: c of the prompts -> their caches, leaves [L, Q, ...].
-        loss: (c of the rollouts, caches of the rollouts' prompts, leaves [L, N, ...]) -> as in `probe_gradients`.
-        ones: c = 1 of the prompts.
+        own: gradients with respect to c of the rollouts' completions.
+        of_caches: gradients with respect to what each rollout reads of its prompt, leaves [L, V, N, ...].
+        pull: from gradients of the prompts' caches, leaves [L, V, Q, ...], to those with respect to their c.
         rows: rollouts of a prompt.
     """
-    caches, pull = jax.vjp(read, ones)
-    repeated, own_ones = (jax.tree.map(lambda leaf: jnp.repeat(leaf, rows, axis=1), tree) for tree in (caches, ones))
-    (own, of_caches), kept = jax.grad(loss, argnums=(0, 1), has_aux=True)(own_ones, repeated)
 
     def by_place(leaf: Array) -> Array:
-        """[L, Q rows, ...] -> [rows, L, Q, ...]."""
-        return jnp.moveaxis(leaf.reshape(leaf.shape[0], -1, rows, *leaf.shape[2:]), 2, 0)
+        """[L, V, Q rows, ...] -> [rows, L, V, Q, ...]."""
+        return jnp.moveaxis(leaf.reshape(*leaf.shape[:2], -1, rows, *leaf.shape[3:]), 3, 0)
 
-    each = jax.tree.map(by_place, of_caches)
-    [of_prompts] = jax.vmap(pull)(each)
+    [of_prompts] = jax.vmap(pull)(jax.tree.map(by_place, of_caches))
     gathered = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), of_prompts)  # [L, Q, rows, 2r]
-    return jax.tree.map(lambda one, other: one + other.reshape(one.shape), own, gathered), kept
+    return jax.tree.map(lambda one, other: one + other.reshape(one.shape), own, gathered)
 
 
 def deployed_half(gradients: dict[str, Float[Array, "L N TwoR"]], modules: Sequence[str]) -> Float[Array, "N M r"]:
