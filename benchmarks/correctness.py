@@ -281,13 +281,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", choices=shapes.SHAPES, default="tiny")
     parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--dtypes", default="float32,bfloat16", help="separated by commas")
     options = parser.parse_args()
+    for name in options.dtypes.split(","):
+        if name not in LIMITS:
+            parser.error(f"--dtypes must be of {', '.join(LIMITS)}, got {name!r}")
     shape, host, device = cut_down(shapes.SHAPES[options.shape]), jax.devices("cpu")[0], jax.devices()[0]
     inputs = shapes.step_inputs(shape, shapes.configuration(shape, "routeV", kl=True), device=host)
     reference, prompts = Side(shape, host, jnp.float32, inputs), shapes.sources(shape)
     checks: list[Check] = []
-    for dtype in (jnp.float32, jnp.bfloat16):
-        checks += checks_of(Side(shape, device, dtype, inputs), reference, prompts)
+    for name in options.dtypes.split(","):
+        checks += checks_of(Side(shape, device, jnp.dtype(name), inputs), reference, prompts)
     rows = [[c.name, c.dtype, c.value, c.limit, "holds" if c.holds else "FAILS"] for c in checks]
     title = f"{device.device_kind} against float32 on the CPU, widths of {options.shape}"
     tables.show(title, ("check", "dtype", "found", "at most", ""), rows)

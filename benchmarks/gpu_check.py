@@ -55,7 +55,7 @@ PARTS = (
     Part("roofline", "roofline.py", ("--dtype=bfloat16",), shaped=False),
     Part("correctness", "correctness.py"),
     Part("memory", "memory.py"),
-    Part("step", "step.py", ("--arms=routeV,none", "--repeats=1", "--warm=short")),
+    Part("step", "step.py", ("--arms=routeV,none", "--repeats=1", "--warm=short", "--top-p=0.95")),
     Part("update", "update.py", ("--repeats=2",), full=("--prompts=2",)),
     Part("sampler", "sampler.py", ("--repeats=2",), full=("--rows=64,256", "--context=900")),
     Part("again", "memory.py"),

@@ -74,7 +74,15 @@ def programs(shape: shapes.Shape, arm: str, *, kl: bool) -> list[Program]:
 
 
 def begun(
-    sample: sampler.Sampler, base: dict, adapter: Any, prompts: Any, valid: Any, *, seats: int, slots: int, **given: Any
+    sample: sampler.Sampler,
+    base: dict,
+    adapter: Any,
+    prompts: Any,
+    valid: Any,
+    *,
+    seats: int,
+    slots: int,
+    **given: Any,
 ) -> tuple[decode.Policy, decode.Prompts, decode.Rows, decode.State]:
     """What `Sampler.begin` returns, as shapes and types."""
     policy = given.pop("source_policy")

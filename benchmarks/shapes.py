@@ -31,6 +31,7 @@ class Shape:
         micro_batch: rollouts of one forward and backward pass.
         mean_tokens: of completions that end with probability 1 / mean_tokens after every token, and at T; None:
             where lengths are drawn, a third to all of T, and where completions are, all of T.
+        shared: whether the update reads a prompt once for its group.
     """
 
     model: qwen3.Qwen3Config
@@ -41,6 +42,7 @@ class Shape:
     new_tokens: int
     micro_batch: int
     mean_tokens: int | None = None
+    shared: bool = True
 
     @property
     def rows(self) -> int:
@@ -68,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in _CHANGES:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the shape's own")
     parser.add_argument("--arms", default="none,routeV", help="separated by commas")
+    parser.add_argument("--unshared", action="store_true", help="every pass reads a prompt once a rollout")
     parser.add_argument("--no-kl", action="store_true", help="beta 0: no forward of the base model")
     parser.add_argument("--json", help="also write the figures to this file")
 
@@ -84,6 +87,7 @@ def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Shap
     shape = dataclasses.replace(SHAPES[options.shape], **changes)
     if shape.rows % shape.micro_batch:
         parser.error(f"--micro-batch must divide {shape.rows} rollouts, got {shape.micro_batch}")
+    shape = dataclasses.replace(shape, shared=not options.unshared)
     return dataclasses.replace(shape, model=on_device(shape.model, jax.devices()[0]))
 
 
@@ -108,7 +112,7 @@ def configuration(shape: Shape, arm: str, *, kl: bool) -> Config:
     config.adapter.rank = shape.rank
     config.rollout.prompts, config.rollout.group_size = shape.prompts, shape.group
     config.rollout.max_new_tokens = shape.new_tokens
-    config.train.micro_batch = shape.micro_batch
+    config.train.micro_batch, config.train.share_prompts = shape.micro_batch, shape.shared
     config.loss.kl_coefficient = 1e-3 if kl else 0.0
     return config
 

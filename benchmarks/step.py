@@ -40,7 +40,7 @@ MORE = ("tokens_s", "mfu")
 class Arm:
     """One arm's programs and inputs, ready to run steps."""
 
-    def __init__(self, shape: shapes.Shape, arm: str, *, kl: bool, temperature: float):
+    def __init__(self, shape: shapes.Shape, arm: str, *, kl: bool, temperature: float, top_p: float):
         self.shape, self.name, self.kl, self.temperature = shape, arm, kl, temperature
         self.inputs = shapes.step_inputs(shape, shapes.configuration(shape, arm, kl=kl))
         self.prompts = shapes.sources(shape, both=arm != "none")
@@ -50,6 +50,7 @@ class Arm:
             max_new_tokens=shape.new_tokens,
             eos_ids=shapes.ending_ids(shape),
             pad_id=0,
+            top_p=top_p,
             mesh=shapes.mesh(),
         )
 
@@ -195,6 +196,7 @@ def main() -> None:
     parser.add_argument("--warm", choices=("full", "short"), default="full")
     parser.add_argument("--profile", help="write a trace of one more step to this folder; one arm")
     parser.add_argument("--temperature", type=float, default=0.7)
+    parser.add_argument("--top-p", type=float, default=1.0)
     options = parser.parse_args()
     shape, compilations, results = shapes.chosen(parser, options), timing.Compilations(), {}
     if options.repeats < 1:
@@ -202,7 +204,7 @@ def main() -> None:
     roof = roofline.measure(compilations, shape.model.dtype)
     summary = {"shape": options.shape, "sizes": shapes.sizes(shape), "roofline": dataclasses.asdict(roof)}
     for name in options.arms.split(","):
-        arm = Arm(shape, name, kl=not options.no_kl, temperature=options.temperature)
+        arm = Arm(shape, name, kl=not options.no_kl, temperature=options.temperature, top_p=options.top_p)
         results[name] = measure(arm, compilations, roof, repeats=options.repeats, warm=options.warm)
         tables.write(options.json, {**summary, "arms": results, "routeV_over_none": ratios(results)})
         if options.profile:

@@ -118,10 +118,11 @@ def update_flops(
     trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
     model = shape.model
     passes = 2 * (trained + probed) + forward + base
-    layers = tokens.shared * (passes - probed) + tokens.read * probed
+    shared = tokens.shared if shape.shared else tokens.read
+    layers = shared * (passes - probed) + tokens.read * probed
     total = 2.0 * (layers * layer_weights(model) + tokens.scored * passes * head_weights(model))
     if adapter:  # the probe needs no gradient of the factors
-        products = tokens.shared * (3 * trained + probed + forward) + tokens.read * probed
+        products = shared * (3 * trained + probed + forward) + tokens.read * probed
         total += 2.0 * products * adapter_weights(model, shape.rank)
     return total
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 # How attention over whole sequences is computed: all rows at once; a few rows at a time, so that their weights stay
 # in a CPU's cache; or by cuDNN's kernel, where padding only follows (NVIDIA GPUs, 16-bit types).
@@ -112,33 +112,6 @@ def attend_part(
     weights = jnp.exp(logits - greatest[..., None])
     mixed = jnp.einsum("NKGS,NKSE->NKGE", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return Part(mixed, greatest, weights.sum(axis=-1))
-
-
-def attend_part_cudnn(
-    queries: Float[Array, "N T H E"],
-    keys: Float[Array, "N S K E"],
-    values: Float[Array, "N S K E"],
-    lengths: Int[Array, " N"],
-) -> Part:
-    """`attend_part` by cuDNN's kernel: T queries a head, each reading the first `lengths` keys; G stands for (T, G)."""
-    rows, length, num_heads, head_dim = queries.shape
-    mixed, logsumexp = jax.nn.dot_product_attention(
-        queries,
-        keys,
-        values,
-        key_value_seq_lengths=jnp.maximum(lengths, 1).astype(jnp.int32),
-        implementation="cudnn",
-        return_residual=True,
-    )
-
-    def by_head(leaf: Array) -> Array:
-        """[N, T, H, ...] -> [N, K, (T, G), ...]."""
-        split = leaf.reshape(rows, length, keys.shape[2], -1, *leaf.shape[3:])
-        return jnp.swapaxes(split, 1, 2).reshape(rows, keys.shape[2], -1, *leaf.shape[3:]).astype(jnp.float32)
-
-    # Already normalised: a total of 1 with the logarithm of the sum in the place of the greatest logit.
-    greatest = jnp.where(lengths[:, None, None] > 0, by_head(logsumexp), jnp.finfo(jnp.float32).min)
-    return Part(by_head(mixed), greatest, jnp.ones_like(greatest))
 
 
 def merge(one: Part, other: Part) -> Float[Array, "N K G E"]:

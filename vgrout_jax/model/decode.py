@@ -4,8 +4,9 @@ A prompt's cache exists once for all rows that continue it: their queries go thr
 the cache of its own completion, and the two are merged (Juravsky et al. 2024, arXiv 2402.05099). Layers are scanned
 in the prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop,
 every weight would be copied for every token. Where weights are not split over devices, the maps of one input and
-their adapters stand side by side in these slices (`lora2r.Wide`): 8 products a layer instead of 21. A pass of the loop reads the token drawn last, at first the prompt's
-last one over again, so that one piece of program draws every token.
+their adapters stand side by side in these slices (`lora2r.Wide`): 8 products a layer instead of 21. A pass of the
+loop reads the token drawn last, at first the prompt's last one over again, so that one piece of program draws every
+token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
 """
@@ -78,7 +79,7 @@ class Prompts:
 
     Attributes:
         lengths: [Q] int32, the prompt's tokens but its last one, which every row reads anew.
-        caches: for each layer, keys and values, [Q, K, B, E], or [Q, B, K, E] for cuDNN's kernel.
+        caches: for each layer, keys and values [Q, K, B, E].
         seats: R, how many rows can continue a source.
     """
 
@@ -112,8 +113,7 @@ class State:
         step: [] int32, index of the token to be drawn next.
         ended: [N] bool.
         token: [N] int32, to be read next: drawn last, or the prompt's last.
-        caches: for each layer, keys and values of the prompt's last token and of the completion, [N, K, slots, E], or
-            [N, slots, K, E] for cuDNN's kernel.
+        caches: for each layer, keys and values [N, K, slots, E] of the prompt's last token and of the completion.
     """
 
     step: jax.Array
@@ -176,11 +176,11 @@ def take_layer(
     adapter: lora2r.Adapter | None,
     read: tuple[Float[Array, "L Q B K E"], Float[Array, "L Q B K E"]],
     index: Int[Array, ""],
-) -> tuple[Layer, tuple[Array, Array]]:
+) -> tuple[Layer, tuple[Float[Array, "Q K B E"], Float[Array, "Q K B E"]]]:
     """One layer's weights, and what was read of the prompts in it; one program for all layers."""
     config = settings.config
     parameters, adapter, cache = jax.tree.map(lambda leaf: leaf[index], (layers, adapter, read))
-    cache = tuple(_constrain_cache(settings, _laid_out(settings, leaf)) for leaf in cache)
+    cache = tuple(_constrain(settings, jnp.swapaxes(leaf, 1, 2), "batch", "kv_heads") for leaf in cache)
     factors = None if adapter is None else lora2r.fuse(adapter, config.dtype)
     if _weights_are_split(settings):
         return Layer(parameters, None if factors is None else qwen3.AdapterLayer(factors, None), None), cache
@@ -209,8 +209,8 @@ def start(
     config = settings.config
 
     def empty() -> Array:
-        shape = (source_of_row.shape[0], slots, config.num_kv_heads, config.head_dim)
-        return _constrain_cache(settings, _laid_out(settings, jnp.zeros(shape, config.dtype)))
+        shape = (source_of_row.shape[0], config.num_kv_heads, slots, config.head_dim)
+        return _constrain(settings, jnp.zeros(shape, config.dtype), "batch", "kv_heads")
 
     lengths = jnp.sum(prompt_valid, axis=1, dtype=jnp.int32)
     rows = Rows(seat, lengths[source_of_row], source_policy[source_of_row], keys)
@@ -257,35 +257,14 @@ def advance(
     return jax.lax.while_loop(goes_on, draw_one, carry)
 
 
-def regrow(settings: Settings, cache: Array, chosen: Int[Array, " M"], more: int) -> Array:
-    """The cache of the chosen rows with so many slots more."""
-    behind = [(0, 0)] * cache.ndim
-    behind[_slots_axis(settings)] = (0, more)
-    return _constrain_cache(settings, jnp.pad(cache[chosen], behind))
+def regrow(settings: Settings, cache: Float[Array, "N K S E"], chosen: Int[Array, " M"], more: int) -> Array:
+    """The cache of the chosen rows, [M, K, S + more, E]."""
+    return _constrain(settings, jnp.pad(cache[chosen], ((0, 0), (0, 0), (0, more), (0, 0))), "batch", "kv_heads")
 
 
 def choose(settings: Settings, rows: Any, chosen: Int[Array, " M"]) -> Any:
     """The chosen rows of every array of a tree."""
     return jax.tree.map(lambda leaf: _constrain(settings, leaf[chosen], "batch"), rows)
-
-
-def _by_cudnn(settings: Settings) -> bool:
-    return settings.config.attention == "cudnn"
-
-
-def _slots_axis(settings: Settings) -> int:
-    """Where a cache's slots stand: behind the heads for XLA's batched products, before them for cuDNN's kernel."""
-    return 1 if _by_cudnn(settings) else 2
-
-
-def _laid_out(settings: Settings, leaf: Float[Array, "N S K E"]) -> Array:
-    """Keys or values in the layout of the caches."""
-    return leaf if _by_cudnn(settings) else jnp.swapaxes(leaf, 1, 2)
-
-
-def _constrain_cache(settings: Settings, cache: Array) -> Array:
-    axes = ("batch", None, "kv_heads") if _by_cudnn(settings) else ("batch", "kv_heads")
-    return _constrain(settings, cache, *axes)
 
 
 def _constrain(settings: Settings, leaf: Array, *axes: str | None) -> Array:
@@ -337,18 +316,14 @@ def _attend(
     *new: Float[Array, "N 1 K E"],
 ) -> tuple[Float[Array, "N 1 H E"], tuple[Array, ...]]:
     """Attention of a new token of every row to its prompt and its completion, and the cache with the token in."""
-    slots = _slots_axis(settings)
 
     def written(old: Array, leaf: Array) -> Array:
-        full = jax.lax.dynamic_update_slice_in_dim(old, _laid_out(settings, leaf), slot, slots)
-        return _constrain_cache(settings, full)
+        full = jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(leaf, 1, 2), slot, 2)
+        return _constrain(settings, full, "batch", "kv_heads")
 
     caches = tuple(written(*pair) for pair in zip(cache, new, strict=True))
     grouped = queries.reshape(queries.shape[0], new[0].shape[2], -1, queries.shape[-1])  # [N, K, G, E]
-    if _by_cudnn(settings):
-        own = attending.attend_part_cudnn(queries, *caches, jnp.full(queries.shape[0], slot + 1))
-    else:
-        own = attending.attend_part(grouped, *caches, jnp.arange(caches[0].shape[slots])[None] <= slot)
+    own = attending.attend_part(grouped, *caches, jnp.arange(caches[0].shape[2])[None] <= slot)
     mixed = attending.merge(own, attend_prompts(grouped))
     return mixed.reshape(queries.shape).astype(queries.dtype), caches
 
@@ -356,23 +331,18 @@ def _attend(
 def _attend_prompts(
     settings: Settings,
     lengths: Int[Array, " Q"],
-    keys: Array,
-    values: Array,
+    keys: Float[Array, "Q K B E"],
+    values: Float[Array, "Q K B E"],
     seated: Int[Array, "Q R"],
     seat: Int[Array, " N"],
     queries: Float[Array, "N K G E"],
 ) -> attending.Part:
     """Attention of every row to its prompt: the queries of a source's rows go through its cache together."""
-    together = queries[seated]  # [Q, R, K, G, E]
-    sources, seats, heads, size = together.shape[:4]
-    if _by_cudnn(settings):
-        together = together.reshape(sources, seats, heads * size, -1)
-        part = attending.attend_part_cudnn(together, keys, values, lengths)
-    else:
-        together = _constrain(settings, jnp.swapaxes(together, 1, 2), "batch", "kv_heads")
-        together = together.reshape(sources, heads, seats * size, -1)
-        readable = jnp.arange(keys.shape[2]) < lengths[:, None]
-        part = attending.attend_part(together, keys, values, readable)
+    together = jnp.swapaxes(queries[seated], 1, 2)  # [Q, K, R, G, E]
+    together = _constrain(settings, together, "batch", "kv_heads")
+    sources, heads, seats, size = together.shape[:4]
+    readable = jnp.arange(keys.shape[2]) < lengths[:, None]
+    part = attending.attend_part(together.reshape(sources, heads, seats * size, -1), keys, values, readable)
 
     def of_rows(leaf: Array) -> Array:
         """[Q, K, R G, ...] -> [N, K, G, ...]; what a row without a seat gets is read by nobody."""

@@ -314,8 +314,26 @@ class Qwen3(nn.Module):
 
 def unembed(parameters: dict, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Logits in float32 from hidden states after the final norm, with the tied or the separate head."""
-    head = parameters["lm_head"] if "lm_head" in parameters else parameters["embed"].T
+    return _logits(hidden, parameters["lm_head"] if "lm_head" in parameters else parameters["embed"].T)
+
+
+@jax.custom_vjp
+def _logits(hidden: Array, head: Array) -> Array:
+    """The product in float32; its gradients are products of arrays in hidden's dtype, not of float32 copies."""
     return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
+
+
+def _logits_forward(hidden: Array, head: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _logits(hidden, head), (hidden, head)
+
+
+def _logits_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    hidden, head = kept
+    gradient = gradient.astype(hidden.dtype)
+    return jnp.einsum("...V,DV->...D", gradient, head), jnp.einsum("...D,...V->DV", hidden, gradient)
+
+
+_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def positions_of(valid: Bool[Array, "N T"]) -> Int[Array, "N T"]:

@@ -87,9 +87,7 @@ class Passes:
 
             def at(rows: Batch, length: int) -> Array:
                 policies = rows.quarantine_sampled.astype(jnp.int32)
-                return self.reader.logprobs(
-                    frozen, state.deltas, rows, variants, policies, caches, length=length
-                )
+                return self.reader.logprobs(frozen, state.deltas, rows, variants, policies, caches, length=length)
 
             return block.scan(lambda _, rows, at_length: (None, at_length(at, rows)), None)
 
