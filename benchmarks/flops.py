@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def matmul_flops(function: Any, *arguments: Any, trips: int = 1) -> int:
@@ -21,7 +22,7 @@ def matmul_flops(function: Any, *arguments: Any, trips: int = 1) -> int:
 
     Of a `cond`'s branches the most costly one counts.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr, trips, _product)
+    return _of(_live(function, *arguments), trips, _product)
 
 
 def written_bytes(function: Any, *arguments: Any, trips: int = 1) -> int:
@@ -29,7 +30,13 @@ def written_bytes(function: Any, *arguments: Any, trips: int = 1) -> int:
 
     XLA's own count of bytes depends on its version and on what it fuses; this one changes only with the program.
     """
-    return _of(jax.make_jaxpr(function)(*arguments).jaxpr, trips, _written)
+    return _of(_live(function, *arguments), trips, _written)
+
+
+def _live(function: Any, *arguments: Any) -> core.Jaxpr:
+    """The program without what nothing depends on, which a compiler leaves out, too."""
+    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 
 def _of(jaxpr: core.Jaxpr, trips: int, cost: Callable[[Any], int]) -> int:
