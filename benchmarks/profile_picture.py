@@ -9,7 +9,8 @@
 Reads what `--config.profile.steps` leaves under WORKDIR/profile. Each operation that a device ran is known there by
 its program and its name; the programs themselves, which the profile holds too, tell which part of the model it
 belongs to (JAX's named scopes and transformations). Seconds are of the device's own threads or streams, loops without
-what runs inside of them; "device idle" is the rest of the step, in which the host worked or waited.
+what runs inside of them; "device idle" is the rest of the step, in which the host worked or waited. Kernels that an
+NVIDIA GPU runs from a recorded graph are known by their own names alone, and are told apart by their kind.
 """
 
 import argparse
@@ -29,12 +30,31 @@ _CONTROL = ("while", "conditional", "call", "async", "tuple")
 _SHADES = {"update": "0.25", "decode": "0.5", "prefill": "0.7", "all else": "0.85", "device idle": "1.0"}
 
 
+# Kinds of an NVIDIA GPU's kernels by parts of their names, the first that fits.
+KERNELS = {
+    "bprop": "attention, backward",
+    "fprop": "attention, forward",
+    "fmha": "attention, backward",
+    "tf32": "matrix products in TF32",
+    "s1688": "matrix products in TF32",
+    "nvjet": "matrix products",
+    "gemm": "matrix products",
+    "splitK": "matrix products",
+    "emcpy": "copies",
+    "emset": "copies",
+    "dynamic_update_slice": "copies",
+    "concatenate": "copies",
+}
+_GRAPH = "command_buffer"  # how XLA calls a graph of kernels
+
+
 class Operation(NamedTuple):
-    """One operation that a device ran: its program, its name there, and its seconds."""
+    """One operation that a device ran: its program, its name there, its seconds, and the kernel of a graph."""
 
     program: str
     name: str
     seconds: float
+    kernel: str = ""
 
 
 def fields(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -115,7 +135,8 @@ def operations(events: list[dict[str, Any]]) -> list[Operation]:
         for event, own in zip(line, seconds, strict=True):
             name, program = event["args"]["hlo_op"], event["args"].get("hlo_module", "")
             if not name.startswith(_CONTROL):  # a loop only waits for what it runs, maybe on another thread
-                found.append(Operation(program, name, max(own, 0.0) / 1e6))
+                kernel = event["name"] if name.startswith(_GRAPH) else ""
+                found.append(Operation(program, name, max(own, 0.0) / 1e6, kernel))
     return found
 
 
@@ -157,12 +178,20 @@ def part_of(program: str, path: str) -> tuple[str, str]:
     return phase, f"{part}, {'backward' if 'transpose(' in path else 'forward'}"
 
 
+def kind_of(kernel: str) -> str:
+    """What an NVIDIA GPU's kernel does, by its name."""
+    return next((kind for part, kind in KERNELS.items() if part in kernel), "other kernels")
+
+
 def grouped(found: list[Operation], paths: dict[tuple[str, str], str]) -> dict[tuple[str, str], float]:
     """Seconds of each phase and part, most first."""
     total: dict[tuple[str, str], float] = collections.defaultdict(float)
     for operation in found:
         program = operation.program.partition("(")[0]
-        total[part_of(program, paths.get((program, operation.name), ""))] += operation.seconds
+        part = part_of(program, paths.get((program, operation.name), ""))
+        if operation.kernel:
+            part = part[0], kind_of(operation.kernel)
+        total[part] += operation.seconds
     return dict(sorted(total.items(), key=lambda item: -item[1]))
 
 

@@ -85,6 +85,18 @@ def test_scopes_tell_the_part_of_the_model(path, part):
     assert profile_picture.part_of("jit_step", path) == ("update", part)
 
 
+def test_kernels_of_a_graph_are_told_apart_by_their_names():
+    kernels = {"nvjet_sm90_tst": 4, "loop_add_fusion": 3, "cudnn_generated_sdpa_fprop": 2, "sm90_xmma_gemm_tf32": 1}
+    events = [
+        event("command_buffer_1", 10 * place, seconds) | {"name": name}
+        for place, (name, seconds) in enumerate(kernels.items())
+    ]
+    found = profile_picture.grouped(profile_picture.operations(events), {})
+    kinds = ("matrix products", "other kernels", "attention, forward", "matrix products in TF32")
+    assert list(found) == [("update", kind) for kind in kinds]
+    assert list(found.values()) == pytest.approx([4, 3, 2, 1])
+
+
 def test_the_picture_is_drawn_from_the_files_of_a_profile(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run" / "profile" / "plugins" / "profile" / "now"
     folder.mkdir(parents=True)
