@@ -67,10 +67,10 @@ def test_a_wrong_weight_fails_the_check_of_logits_and_of_the_sampler():
 
 
 def test_targets_are_held_against_what_was_measured(tmp_path):
-    step = {"arms": {"routeV": {"step": {"wall_s": 41.0}, "peak_gb": 120.0}}, "roofline": {"clock": "wall"}}
+    routed = {"step": {"wall_s": 41.0}, "peak_gb": 120.0}
+    step = {"arms": {"routeV": routed, "none": {"update": {"mfu": 0.6}}}, "roofline": {"clock": "wall"}}
     step["routeV_over_none"] = {"step_wall_s": 1.2}
     (tmp_path / "step.json").write_text(json.dumps(step))
-    (tmp_path / "update.json").write_text(json.dumps({"arms": {"none": {"mfu": 0.6}}}))
     (tmp_path / "sampler.json").write_text(json.dumps({"batches": [{"rows": 256, "tok/s": 19_999.0}]}))
     rows = {row["target"]: row["verdict"] for row in gpu_check.held_against(tmp_path, absolute=True)}
     assert rows["decode at batch 256, tokens/s"] == "MISSED"
@@ -216,7 +216,7 @@ def test_memorys_figures_fit_together(checked):
     assert step["arguments"] >= account["weights"] + account["adapter as drawn"] + 3 * account["gradient"]
     assert step["donated"] >= 3 * account["gradient"]  # differences and both moments are given back in place
     assert decode["donated"] >= account["key-value cache of all completions"]  # written in place
-    assert prefill["outputs"] > account["key-value cache of all prompts, both policies"]
+    assert prefill["outputs"] >= account["key-value cache of all prompts, both policies"]
     assert not any(figures["whole_logits"] for figures in found["programs"].values())
     again = figures(checked, "again")
     assert {name: row["temporaries"] for name, row in again["programs"].items()} == {

@@ -22,7 +22,7 @@ class ModelConfig:
     path: Optional[str] = "Qwen/Qwen3-4B"  # folder, hub name or builtin:toy; None: random weights of the fields below
     dtype: str = "bfloat16"  # of the frozen base and of activations: bfloat16 or float32
     remat: str = "cheap"  # what of a layer the backward pass computes anew: nothing, cheap (all but the large
-    # products, which takes some 70 KB a layer and token at 4B) or everything (5 KB, and a third more time)
+    # products, which takes some 70 KB a layer and token at 4B) or everything (5 KB, and a third more operations)
     logprob_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time
     vocab_size: Optional[int] = None  # tiny model only; None: the tokenizer's, rounded up to 64
     hidden_size: int = 64  # tiny model only, as the fields below
