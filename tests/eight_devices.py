@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh
 from tests import tiny
 from vgrout_jax import sharding
 from vgrout_jax.model import keys, lora2r, sampler
-from vgrout_jax.rl import optim
+from vgrout_jax.rl import blocks, optim
 from vgrout_jax.rl.state import Frozen, initial_state
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction
