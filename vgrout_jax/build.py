@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vgrout_jax import sharding
+from vgrout_jax import compiling, sharding
 from vgrout_jax.config import Config
 from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
 from vgrout_jax.model import hub, lora2r, qwen3
@@ -125,7 +125,7 @@ def model_config(config: Config, path: str | None, tokenizer: ChatTokenizer) -> 
 
 def attention_for(device: Any, dtype: jax.typing.DTypeLike, *, devices: int) -> str:
     """Which of `attending.ATTENTIONS` suits a device."""
-    if device.platform == "gpu" and "cuda" in device.client.platform_version and jnp.dtype(dtype).itemsize == 2:
+    if compiling.is_nvidia(device) and jnp.dtype(dtype).itemsize == 2:
         return "cudnn"
     return "rows" if device.platform == "cpu" and devices == 1 else "batch"
 

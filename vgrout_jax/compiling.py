@@ -3,12 +3,17 @@
 from typing import Any
 
 
+def is_nvidia(device: Any) -> bool:
+    """Whether a device is a GPU that CUDA runs."""
+    return device.platform == "gpu" and "cuda" in device.client.platform_version
+
+
 def compiler_options(device: Any) -> dict[str, Any] | None:
     """Options of XLA for `jax.jit(compiler_options=...)`, None where its own are taken.
 
     On NVIDIA GPUs XLA writes kernels of its own for matrix products and tries dozens of each, and of every other
     fusion, before it chooses: minutes of compilation. The vendor's library does these products as fast.
     """
-    if device.platform != "gpu" or "rocm" in str(getattr(device.client, "platform_version", "")):
+    if not is_nvidia(device):
         return None
     return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}
