@@ -174,10 +174,11 @@ def account(shape: shapes.Shape, config: Config) -> dict[str, int]:
     tied = 1 if model.tie_embeddings else 2
     factors = 4 * work.adapter_weights(model, shape.rank)
     cached = work.cache_bytes(model)
-    cut = Cutter(config, shapes.mesh()).cut(shape.prompt_tokens)
-    prompts = 3 * cut.groups if cut.shares else shape.micro_batch  # shared, a prompt is read under three labels
-    tokens = shape.micro_batch * shape.new_tokens + prompts * shape.prompt_tokens
-    chunk = min(config.model.logprob_chunk, shape.micro_batch * shape.new_tokens)
+    cut = Cutter(config, shapes.mesh(), model.attention).cut(shape.prompt_tokens)
+    prompts = 3 * cut.groups if cut.shares else cut.groups  # shared, a prompt is read under three labels
+    completions = cut.positions or cut.rows * shape.new_tokens
+    tokens = completions + prompts * shape.prompt_tokens
+    chunk = min(config.model.logprob_chunk, completions)
     return {
         "weights": stored * (work.layer_weights(model) + tied * work.head_weights(model) + norms),
         "adapter as drawn": factors,

@@ -181,7 +181,7 @@ def show(name: str, results: dict[str, Any], roof: roofline.Roof) -> None:
         peak = f"; peak memory {found['peak_gb']:.4g} GB" if "peak_gb" in found else ""
         print(
             f"{drawn['tokens']:,} tokens drawn, mean {drawn['mean_length']:.0f} and longest {drawn['longest']} of a "
-            f"completion; {found['update']['padding']:.0%} of the update's positions are padding; "
+            f"completion; {found['update']['padding']:.0%} of the batch's positions are padding; "
             f"{found['update']['run_again']:.0%} of its tokens ran again; "
             f"compiled in {found['compiling_s']:.1f} s{peak}"
         )

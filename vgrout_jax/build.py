@@ -126,7 +126,7 @@ def model_config(config: Config, path: str | None, tokenizer: ChatTokenizer) -> 
 def attention_for(device: Any, dtype: jax.typing.DTypeLike, *, devices: int) -> str:
     """Which of `attending.ATTENTIONS` suits a device."""
     if compiling.is_nvidia(device) and jnp.dtype(dtype).itemsize == 2:
-        return "cudnn"
+        return "cudnn_packed" if float(device.compute_capability) >= 9.0 else "cudnn"
     return "rows" if device.platform == "cpu" and devices == 1 else "batch"
 
 

@@ -128,7 +128,7 @@ class OptimConfig:
 @dataclasses.dataclass
 class TrainConfig:
     steps: int = 60
-    micro_batch: int = 8  # rollouts of one forward and backward pass
+    micro_batch: int = 8  # rollouts of one forward and backward pass; packed: of a quarter of T
     share_prompts: bool = True  # read a prompt once for all rollouts of its group, where it is long enough for that
 
 

@@ -23,9 +23,17 @@ def prompts_are_shared(monkeypatch):
     monkeypatch.setattr(blocks, "_LEAST_SHARED", 1)
 
 
-def make_passes(micro_batch: int, **sections) -> Passes:
+@pytest.fixture(params=["batch", "packed"])
+def attention(request, monkeypatch):
+    """Completions padded to one length, and end to end, for which there must be several."""
+    if request.param == "packed":
+        monkeypatch.setattr(padding, "_SHORTEST", 2)
+    return request.param
+
+
+def make_passes(micro_batch: int, attention: str = "batch", **sections) -> Passes:
     config = tiny.config(train={"micro_batch": micro_batch}, **sections)
-    return Passes(config, tiny.model(), tiny.mesh())
+    return Passes(config, dataclasses.replace(tiny.model(), attention=attention), tiny.mesh())
 
 
 def make_row(advantages) -> Row:
@@ -67,9 +75,13 @@ def alone(probe_policy: str):
 
 @pytest.mark.parametrize("probe_policy", ["full", "ablated"])
 @pytest.mark.parametrize("micro_batch", [1, 2, 8])
-def test_the_probe_of_a_rollout_is_its_own_whoever_shares_its_prompt(frozen, deltas, micro_batch, probe_policy):
-    passes, row = make_passes(micro_batch, gate={"probe_policy": probe_policy}), make_row(ADVANTAGES)
-    assert passes.cutter.cut(BUCKET).rows == min(micro_batch, tiny.GROUP)
+def test_the_probe_of_a_rollout_is_its_own_whoever_shares_its_prompt(
+    frozen, deltas, micro_batch, probe_policy, attention
+):
+    passes, row = make_passes(micro_batch, attention, gate={"probe_policy": probe_policy}), make_row(ADVANTAGES)
+    cut = passes.cutter.cut(BUCKET)
+    assert cut.together == min(micro_batch, tiny.GROUP)
+    assert (cut.positions is not None) == (attention == "packed" and micro_batch > 1)
     state = tiny.state(deltas, optax.identity())
     found, logprobs = jax.jit(passes.read_probe)(state, frozen, row)
     expected, theirs = alone(probe_policy)(frozen, deltas, row)
@@ -80,10 +92,10 @@ def test_the_probe_of_a_rollout_is_its_own_whoever_shares_its_prompt(frozen, del
     np.testing.assert_allclose(np.asarray(logprobs)[mask], np.asarray(theirs)[mask], atol=1e-5)
 
 
-def test_a_rollout_without_advantage_is_run_where_its_pack_is_and_reads_zero(frozen, deltas):
+def test_a_rollout_without_advantage_reads_zero(frozen, deltas, attention):
     advantages = [1.0, 0.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # the second group needs nothing
     state = tiny.state(deltas, optax.identity())
-    found, logprobs = jax.jit(make_passes(4).read_probe)(state, frozen, make_row(advantages))
+    found, logprobs = jax.jit(make_passes(4, attention).read_probe)(state, frozen, make_row(advantages))
     expected, _ = alone("ablated")(frozen, deltas, make_row(advantages))
     np.testing.assert_allclose(found, expected, atol=1e-4 * float(np.abs(expected).max()))
     assert not np.asarray(found)[[1, 3, 4, 5, 6, 7]].any() and not np.asarray(logprobs)[4:].any()
@@ -92,7 +104,7 @@ def test_a_rollout_without_advantage_is_run_where_its_pack_is_and_reads_zero(fro
 @pytest.mark.parametrize("kind", ["route", "clean", "mid"])
 @pytest.mark.parametrize("micro_batch", [2, 8])
 def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
-    frozen, deltas, micro_batch, kind, monkeypatch
+    frozen, deltas, micro_batch, kind, attention, monkeypatch
 ):
     """All labels in both groups; held against rollouts that are read whole, which is held against solo gradients."""
     labels = jnp.array([0, 1, 2, 2, 1, 0, 2, 0], jnp.int32) if kind == "route" else jnp.zeros(tiny.ROWS, jnp.int32)
@@ -101,7 +113,7 @@ def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
     found = []
     for least in (1, 99):
         monkeypatch.setattr(blocks, "_LEAST_SHARED", least)
-        passes = make_passes(micro_batch, gate={"kind": kind}, loss={"kl_coefficient": 0.1})
+        passes = make_passes(micro_batch, attention, gate={"kind": kind}, loss={"kl_coefficient": 0.1})
         assert passes.cutter.cut(BUCKET).shares == (least == 1)
         trained = jax.jit(passes.masked_gradient)(state, frozen, row, labels, old)
         sampled = jax.jit(passes.sampled_logprobs)(state, frozen, row.batch, row.live)
@@ -130,8 +142,8 @@ def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
 def test_short_rows_come_first_and_those_that_nobody_needs_last(micro_batch, places, expected):
     cutter = make_passes(micro_batch).cutter
     cutter.lengths = (2, 4, 6)
-    cut = dataclasses.replace(cutter.cut(BUCKET), rows=min(micro_batch, tiny.GROUP))
-    assert cutter.order(jnp.array(places), cut).tolist() == expected
+    places = jnp.array(places)
+    assert cutter.order(places, places, cutter.cut(BUCKET)).chunks.tolist() == expected
 
 
 def test_a_block_has_rows_of_all_its_groups_in_every_chunk(monkeypatch):
@@ -139,8 +151,9 @@ def test_a_block_has_rows_of_all_its_groups_in_every_chunk(monkeypatch):
     monkeypatch.setattr(blocks, "_MOST_TOGETHER", 2)
     cutter = make_passes(4).cutter
     cut = cutter.cut(BUCKET)
-    assert (cut.groups, cut.rows, cut.chunks) == (2, 2, 2)
-    assert cutter.order(jnp.array([1, 0, 1, 0, 2, 3, 0, 0]), cut).tolist() == [[[1, 3, 6, 7], [0, 2, 4, 5]]]
+    assert (cut.groups, cut.together, cut.chunks) == (2, 2, 2)
+    places = jnp.array([1, 0, 1, 0, 2, 3, 0, 0])
+    assert cutter.order(places, places, cut).chunks.tolist() == [[[1, 3, 6, 7], [0, 2, 4, 5]]]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +173,9 @@ def test_chunks_are_as_large_as_micro_batch_and_groups_allow(
         monkeypatch.setattr(padding, "_SHORTEST", 2)
     config = tiny.config(rollout={"prompts": 6, "group_size": group}, train={"micro_batch": micro_batch})
     cut = Cutter(config, tiny.mesh()).cut(32)
-    assert expected == ((cut.groups, cut.rows, cut.chunks) if cut.shares else None)
+    assert expected == ((cut.groups, cut.together, cut.chunks) if cut.shares else None)
     monkeypatch.setattr(blocks, "_LEAST_SHARED", 32 * 8 + 1)
-    alone = blocks.Cut(groups=micro_batch, rows=1, chunks=1)
+    alone = blocks.Cut(groups=micro_batch, size=1, rows=micro_batch, chunks=1)
     assert Cutter(config, tiny.mesh()).cut(32) == alone
     monkeypatch.setattr(blocks, "_LEAST_SHARED", 1)
     config.train.share_prompts = False

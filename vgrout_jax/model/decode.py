@@ -1,19 +1,16 @@
 """The sampler's programs: prefill, decoding up to a given token, and regrowing a cache. `model/sampler` runs them.
 
-A prompt's cache exists once for all rows that continue it: their queries go through it together, each row's through
-the cache of its own completion, and the two are merged (Juravsky et al. 2024, arXiv 2402.05099). Layers are scanned
-in the prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop,
-every weight would be copied for every token. Where weights are not split over devices, the maps of one input and
-their adapters stand side by side in these slices (`lora2r.Wide`): 8 products a layer instead of 21. A pass of the
-loop reads the token drawn last, at first the prompt's last one over again, so that one piece of program draws every
-token.
+A prompt's cache exists once for all rows that continue it (`model/decode_attention`). Layers are scanned in the
+prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop, every
+weight would be copied for every token. Where weights are not split over devices, the maps of one input and their
+adapters stand side by side in these slices (`lora2r.Wide`): 8 products a layer instead of 21. A pass of the loop
+reads the token drawn last, at first the prompt's last one over again, so that one piece of program draws every token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import attending, drawing, lora2r, policy, qwen3
+from vgrout_jax.model import decode_attention, drawing, lora2r, policy, qwen3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +238,7 @@ def advance(
     span: Span,
 ) -> tuple[State, Part]:
     """Draws the tokens of the span, or up to the last row's end, into the part."""
-    seated = jnp.zeros(prompts.lengths.size * prompts.seats, jnp.int32)  # the row on each seat
-    seated = seated.at[rows.seat].set(jnp.arange(rows.seat.size, dtype=jnp.int32), mode="drop")
-    seated = seated.reshape(-1, prompts.seats)
+    seated = decode_attention.seat_rows(rows.seat, prompts.lengths.size, prompts.seats)
 
     def goes_on(carry: tuple[State, Part]) -> Array:
         return (carry[0].step < span.until) & ~jnp.all(carry[0].ended)
@@ -280,13 +275,15 @@ def _read(
 ) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
     """Reads a token: its hidden state after the final norm, [N, D], and the caches with it in."""
     config = settings.config
+    by_kernel = decode_attention.kernel_serves(config, settings.mesh)
+    reach = decode_attention.reach(state.step, state.ended, prompts.lengths, rows.seat, seated, by_kernel=by_kernel)
+    place = functools.partial(_constrain, settings)
     cos, sin = qwen3.rotary((rows.prompt_lengths + state.step - 1)[:, None], config)
     attention = qwen3.Attention(cos=cos, sin=sin)
-    x = _constrain(settings, weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
+    x = place(weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
     caches = []
     for layer, prompt, cache in zip(weights.layers, prompts.caches, state.caches, strict=True):
-        shared = functools.partial(_attend_prompts, settings, prompts.lengths, *prompt, seated, rows.seat)
-        how = {"attend": functools.partial(_attend, settings, shared, cache, state.step)}
+        how = {"attend": functools.partial(decode_attention.attend, place, reach, prompt, cache)}
         if layer.wide is not None:
             how["project"] = functools.partial(_project, config, layer.wide, rows.quarantine_on)
         block, route = qwen3.Block(config), lora2r.Route(rows.quarantine_on)
@@ -305,51 +302,6 @@ def _project(
     """The outputs of a group of maps; for `qwen3.Block`'s `project`."""
     sizes = [config.module_shapes()[name][1] for name in names]
     return lora2r.apply_wide(inputs, wide[qwen3.GROUPS.index(names)], sizes, quarantine_on)
-
-
-def _attend(
-    settings: Settings,
-    attend_prompts: Callable[[Array], attending.Part],
-    cache: tuple[Array, Array],
-    slot: Array,
-    queries: Float[Array, "N 1 H E"],
-    *new: Float[Array, "N 1 K E"],
-) -> tuple[Float[Array, "N 1 H E"], tuple[Array, ...]]:
-    """Attention of a new token of every row to its prompt and its completion, and the cache with the token in."""
-
-    def written(old: Array, leaf: Array) -> Array:
-        full = jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(leaf, 1, 2), slot, 2)
-        return _constrain(settings, full, "batch", "kv_heads")
-
-    caches = tuple(written(*pair) for pair in zip(cache, new, strict=True))
-    grouped = queries.reshape(queries.shape[0], new[0].shape[2], -1, queries.shape[-1])  # [N, K, G, E]
-    own = attending.attend_part(grouped, *caches, jnp.arange(caches[0].shape[2])[None] <= slot)
-    mixed = attending.merge(own, attend_prompts(grouped))
-    return mixed.reshape(queries.shape).astype(queries.dtype), caches
-
-
-def _attend_prompts(
-    settings: Settings,
-    lengths: Int[Array, " Q"],
-    keys: Float[Array, "Q K B E"],
-    values: Float[Array, "Q K B E"],
-    seated: Int[Array, "Q R"],
-    seat: Int[Array, " N"],
-    queries: Float[Array, "N K G E"],
-) -> attending.Part:
-    """Attention of every row to its prompt: the queries of a source's rows go through its cache together."""
-    together = jnp.swapaxes(queries[seated], 1, 2)  # [Q, K, R, G, E]
-    together = _constrain(settings, together, "batch", "kv_heads")
-    sources, heads, seats, size = together.shape[:4]
-    readable = jnp.arange(keys.shape[2]) < lengths[:, None]
-    part = attending.attend_part(together.reshape(sources, heads, seats * size, -1), keys, values, readable)
-
-    def of_rows(leaf: Array) -> Array:
-        """[Q, K, R G, ...] -> [N, K, G, ...]; what a row without a seat gets is read by nobody."""
-        split = jnp.swapaxes(leaf.reshape(sources, heads, seats, size, *leaf.shape[3:]), 1, 2)
-        return split.reshape(-1, *split.shape[2:]).at[seat].get(mode="clip")
-
-    return jax.tree.map(of_rows, part)
 
 
 def _draw(

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax.model import lora2r, qwen3
+from vgrout_jax.model import lora2r, packing, qwen3
 
 
 def completion_logprobs(
@@ -99,6 +99,42 @@ def continued_logprobs(
     layer = _layer(config, adapter, scale)
     hidden, _ = qwen3.Qwen3(config).apply({"params": base}, inputs, attention, layer, route, before=caches)
     return token_logprobs(base, hidden, tokens[:, 1:], chunk=chunk)
+
+
+def packed_logprobs(
+    config: qwen3.Qwen3Config,
+    base: dict,
+    caches: tuple[Float[Array, "L N B K E"], Float[Array, "L N B K E"]],
+    prompt_lengths: Int[Array, " N"],
+    tokens: Int[Array, "N TplusOne"],
+    lengths: Int[Array, " N"],
+    *,
+    positions: int,
+    chunk: int,
+    adapter: lora2r.Adapter | None = None,
+    route: lora2r.Route | None = None,
+    scale: dict[str, Array] | None = None,
+) -> Float[Array, "N T"]:
+    """`continued_logprobs` that reads no padding: completions stand end to end, every token a row of its own.
+
+    Args:
+        config, base, caches, prompt_lengths, tokens, chunk, adapter, route, scale: as there.
+        lengths: tokens of every completion; those of length 0 come last.
+        positions: at least as many as all completions have tokens; the products run over these.
+
+    Returns:
+        Log-probabilities, 0 behind a completion's end.
+    """
+    packed = packing.lay(lengths, prompt_lengths - 1, positions=positions, longest=tokens.shape[1] - 1)
+    inputs, targets = packing.pack(tokens[:, :-1], packed), packing.pack(tokens[:, 1:], packed)
+    whose = jnp.minimum(packed.sequence, lengths.size - 1)
+    route = jax.tree.map(lambda mask: mask[whose], route)
+    scale = jax.tree.map(lambda values: packing.to_tokens(values, packed), scale)
+    attention = qwen3.packed_attention(packed, config)
+    layer = _layer(config, adapter, scale)
+    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, inputs[:, None], attention, layer, route, before=caches)
+    found = token_logprobs(base, hidden[None, :, 0], targets[None], chunk=chunk)
+    return packing.unpack(found[0], packed)
 
 
 def _layer(

@@ -19,7 +19,7 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax.model import attending, lora2r
+from vgrout_jax.model import attending, lora2r, packing
 
 # What of a layer the backward pass computes anew: nothing; what is cheap, which is all but the products with weights
 # and attention; or everything, so that the layer's input alone is kept.
@@ -130,11 +130,13 @@ class Attention:
         sin: rotary sines, likewise.
         valid: [N, S] bool, False on padding, over what stands before the tokens, where that is given, and the tokens;
             None: no key that comes before a query that counts is padding.
+        packed: where the N tokens, each a row of its own, stand in their sequences; None: rows are sequences.
     """
 
     cos: jax.Array
     sin: jax.Array
     valid: jax.Array | None = None
+    packed: packing.Packing | None = None
 
 
 @struct.dataclass
@@ -238,7 +240,7 @@ class Block(nn.Module):
         return x, cache
 
     def _attend(self, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
-        if self.config.attention == "cudnn" and attention.valid is None:
+        if self.config.attention in attending.CUDNN and attention.valid is None:
             return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
         by_rows = self.config.attention == "rows"
         return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
@@ -246,10 +248,17 @@ class Block(nn.Module):
     def attend_behind(
         self, before: tuple[Array, Array], attention: Attention, *tokens: Array
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Attention to keys and values of earlier tokens, [N, B, K, E], and to these; for `__call__`'s `attend`."""
+        """Attention to keys and values of earlier tokens, [N, B, K, E], and to these; for `__call__`'s `attend`.
+
+        Where tokens are packed, the earlier ones are those before each sequence, [S, B, K, E].
+        """
         queries, *own = tokens
+        if attention.packed is not None:
+            flat = (leaf[:, 0] for leaf in tokens)
+            mixed = packing.attend(*flat, before, attention.packed, cudnn=self.config.attention == "cudnn_packed")
+            return mixed[:, None], tuple(own)
         keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(before, own, strict=True))
-        if self.config.attention == "cudnn":
+        if self.config.attention in attending.CUDNN:
             causal = jnp.tri(queries.shape[1], keys.shape[1], keys.shape[1] - queries.shape[1], dtype=bool)
             mask = causal & attention.valid[:, None, None]
             return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn"), tuple(own)
@@ -276,7 +285,7 @@ class Qwen3(nn.Module):
 
         Args:
             tokens: token ids.
-            attention: of `causal_attention`, `aligned_attention` or `continued_attention`.
+            attention: of `causal_attention`, `aligned_attention`, `continued_attention` or `packed_attention`.
             adapter: the fused adapter, stacked over layers; None: the base model alone.
             route: the masks; needed where an adapter is given.
             before: keys and values of what stands before the tokens, [L, N, B, K, E] each, or None; what of it may
@@ -360,6 +369,13 @@ def continued_attention(lengths: Int[Array, " N"], tokens: int, slots: int, conf
     return Attention(
         cos=cos, sin=sin, valid=jnp.concatenate([earlier, jnp.ones((earlier.shape[0], tokens), bool)], 1)
     )
+
+
+def packed_attention(packed: packing.Packing, config: Qwen3Config) -> Attention:
+    """Attention of packed tokens, every one of them a row of its own, [C, 1, ...], behind what stands before them."""
+    before = packed.before.at[packed.sequence].get(mode="fill", fill_value=0)
+    cos, sin = rotary((before + packed.place)[:, None], config)
+    return Attention(cos=cos, sin=sin, packed=packed)
 
 
 def init_parameters(config: Qwen3Config, seed: int) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3
 from vgrout_jax.rl import grpo
-from vgrout_jax.rl.blocks import AtLength, Block, Cutter
-from vgrout_jax.rl.reading import Caches, Reader, Variants
+from vgrout_jax.rl.blocks import Block, Chunk, Cutter
+from vgrout_jax.rl.reading import Caches, Reader, Variants, spread
 from vgrout_jax.rl.state import Batch, Frozen, TrainState
 from vgrout_jax.routing import gate, probe
 
@@ -33,7 +33,8 @@ class Passes:
         self.config, self.model = config, model
         self.rollouts = config.rollout.prompts * config.rollout.group_size
         self.probe_full = config.gate.probe_policy == "full"
-        self.reader, self.cutter = Reader(config, model), Cutter(config, mesh)
+        self.cutter = Cutter(config, mesh, model.attention)
+        self.reader = Reader(config, model, self.cutter.positions)
 
     @jax.named_scope("probe")
     def read_probe(
@@ -41,39 +42,55 @@ class Passes:
     ) -> tuple[Float[Array, "N M r"], Float[Array, "N T"]]:
         """Pass 1: every rollout's probe gradient, and log pi of the policy that the probe reads."""
         tokens, rank = row.batch.completion_mask.shape[1], self.config.adapter.rank
-        variants, layers = Variants(jnp.array([self.probe_full])), self.model.num_layers
 
         def visit(_: None, block: Block) -> tuple[None, tuple[Array, Array]]:
-            def read(scale: dict[str, Array]) -> Caches:
-                return self._prompts(frozen, state.deltas, block, variants, scale)
-
-            size, groups = block.places.shape[1], block.prompts.shape[0]
-            caches, pull = jax.vjp(read, lora2r.probe_ones(layers, groups, rank))
-            repeated = jax.tree.map(lambda leaf: jnp.repeat(leaf, size // groups, axis=2), caches)
-
-            def at(row: Row, length: int) -> tuple[Any, Array]:
-                def loss(scale: dict[str, Array], caches: Caches) -> tuple[Array, Array]:
-                    policies = jnp.zeros(size, jnp.int32)
-                    given = (frozen, state.deltas, row.batch, variants, policies, caches)
-                    logprobs = self.reader.logprobs(*given, length=length, scale=scale)
-                    return grpo.probe_loss(logprobs, row.advantages, row.batch.completion_mask), logprobs
-
-                ones = lora2r.probe_ones(layers, size, rank)
-                return jax.grad(loss, argnums=(0, 1), has_aux=True)(ones, repeated)
-
-            def body(_: None, row: Row, at_length: AtLength) -> tuple[None, tuple[Array, Array]]:
-                (gradients, of_caches), logprobs = at_length(at, row)
-                if caches:
-                    gradients = probe.through_prompts(gradients, of_caches, pull, size // groups)
-                return None, (probe.deployed_half(gradients, lora2r.MODULES), logprobs)
-
-            return block.scan(body, None)
+            return None, self._probe_block(state, frozen, block)
 
         def skipped(rows: int) -> tuple[Array, Array]:
-            return jnp.zeros((rows, layers * len(lora2r.MODULES), rank)), jnp.zeros((rows, tokens))
+            return jnp.zeros((rows, self.model.num_layers * len(lora2r.MODULES), rank)), jnp.zeros((rows, tokens))
 
         needed = row.advantages != 0
         return self.cutter.over_blocks(visit, None, row, batch=row.batch, needed=needed, skipped=skipped)[1]
+
+    def _probe_block(self, state: TrainState, frozen: Frozen, block: Block) -> tuple[Array, Array]:
+        """`read_probe` of a block: [chunks, n, M, r] and [chunks, n, T].
+
+        Gradients go back through the prompts chunk by chunk where a chunk has as many rollouts of every prompt, and
+        at the end of the block where completions are packed.
+        """
+        cut, groups = block.cut, block.prompts.shape[0]
+        variants, size = Variants(jnp.array([self.probe_full])), (self.model.num_layers, self.config.adapter.rank)
+        first = jnp.zeros(cut.rows, jnp.int32)  # the one policy of all rollouts
+
+        def read(scale: dict[str, Array]) -> Caches:
+            return self._prompts(frozen, state.deltas, block, variants, scale)
+
+        def at(row: Row, behind: Caches, length: int) -> tuple[Any, Array]:
+            def loss(scale: dict[str, Array], behind: Caches) -> tuple[Array, Array]:
+                given = (frozen, state.deltas, row.batch, variants.route(first), behind)
+                logprobs = self.reader.logprobs(*given, length=length, scale=scale)
+                return grpo.probe_loss(logprobs, row.advantages, row.batch.completion_mask), logprobs
+
+            ones = lora2r.probe_ones(size[0], cut.rows, size[1])
+            return jax.grad(loss, argnums=(0, 1), has_aux=True)(ones, behind)
+
+        def body(back: probe.WayBack | None, chunk: Chunk) -> tuple[Any, tuple[Array, Array]]:
+            behind = spread(caches, chunk.groups, first)
+            (gradients, of_behind), logprobs = chunk.at_length(at, chunk.rows, behind)
+            if back is not None:
+                back = back.noted(chunk.numbers, of_behind)
+            elif cut.shares:
+                through = probe.through_prompts(of_behind, pull, cut.together)
+                gradients = jax.tree.map(jnp.add, gradients, through)
+            return back, (probe.deployed_half(gradients, lora2r.MODULES), logprobs)
+
+        caches, pull = jax.vjp(read, lora2r.probe_ones(size[0], groups, size[1]))
+        if cut.positions is None:
+            return block.scan(body, None)[1]
+        back, (own, logprobs) = block.scan(body, probe.WayBack.of(caches, cut.size))
+        through = back.gone(pull, block.needed.reshape(groups, cut.size), cut.together)
+        through = through.reshape(-1, *own.shape[2:]).at[block.numbers].get(mode="fill", fill_value=0)
+        return own + through, logprobs
 
     @jax.named_scope("sampled")
     def sampled_logprobs(
@@ -85,11 +102,16 @@ class Passes:
         def visit(_: None, block: Block) -> tuple[None, Array]:
             caches = self._prompts(frozen, state.deltas, block, variants)
 
-            def at(rows: Batch, length: int) -> Array:
-                policies = rows.quarantine_sampled.astype(jnp.int32)
-                return self.reader.logprobs(frozen, state.deltas, rows, variants, policies, caches, length=length)
+            def at(rows: Batch, policies: Array, behind: Caches, length: int) -> Array:
+                route = variants.route(policies)
+                return self.reader.logprobs(frozen, state.deltas, rows, route, behind, length=length)
 
-            return block.scan(lambda _, rows, at_length: (None, at_length(at, rows)), None)
+            def body(_: None, chunk: Chunk) -> tuple[None, Array]:
+                policies = chunk.rows.quarantine_sampled.astype(jnp.int32)
+                behind = spread(caches, chunk.groups, policies)
+                return None, chunk.at_length(at, chunk.rows, policies, behind)
+
+            return block.scan(body, None)
 
         def skipped(rows: int) -> Array:
             return jnp.zeros((rows, tokens))
@@ -109,15 +131,15 @@ class Passes:
                 lambda deltas: self._prompts(frozen, deltas, block, self._variants()), state.deltas
             )
 
-            def at(rows: tuple[Row, Array, Array], length: int) -> tuple[Any, Any]:
+            def at(rows: tuple[Row, Array, Array], groups: Array, length: int) -> tuple[Any, Any]:
                 def loss(deltas: lora2r.Factors, caches: Caches) -> tuple[Array, grpo.LossStats]:
-                    losses, stats = self._losses(frozen, deltas, *rows, caches, reference, length=length)
+                    losses, stats = self._losses(frozen, deltas, *rows, groups, caches, reference, length=length)
                     return jnp.sum(losses), stats
 
                 return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.deltas, caches)
 
-            def body(sums: Any, rows: Any, at_length: AtLength) -> tuple[Any, grpo.LossStats]:
-                (value, stats), gradients = at_length(at, rows)
+            def body(sums: Any, chunk: Chunk) -> tuple[Any, grpo.LossStats]:
+                (value, stats), gradients = chunk.at_length(at, chunk.rows, chunk.groups)
                 return jax.tree.map(jnp.add, sums, (value, *gradients)), stats
 
             nothing = jax.tree.map(jnp.zeros_like, caches)
@@ -162,6 +184,7 @@ class Passes:
         row: Row,
         labels: Array,
         old_logprobs: Array,
+        groups: Array,
         caches: Caches,
         reference_caches: Caches | None,
         *,
@@ -172,13 +195,14 @@ class Passes:
         variants = self._variants()
         # Pinned arms have one policy, whatever the label.
         policies = labels if variants.quarantine_on.size > 1 else jnp.zeros_like(labels)
-        logprobs = self.reader.logprobs(frozen, deltas, batch, variants, policies, caches, length=length)
+        behind = spread(caches, groups, policies)
+        logprobs = self.reader.logprobs(frozen, deltas, batch, variants.route(policies), behind, length=length)
         same_policy = self.trains_as_sampled(batch, quarantine_on)
         old = jnp.where(same_policy[:, None], jax.lax.stop_gradient(logprobs), old_logprobs)
         reference = None
         if reference_caches is not None:
             with jax.named_scope("reference"):
-                base = (Variants(jnp.array([False])), jnp.zeros_like(labels), reference_caches)
+                base = (lora2r.ablated_route(labels.size), spread(reference_caches, groups, jnp.zeros_like(labels)))
                 reference = jax.lax.stop_gradient(self.reader.logprobs(frozen, None, batch, *base, length=length))
         return grpo.row_losses(
             logprobs,

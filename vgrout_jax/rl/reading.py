@@ -6,6 +6,7 @@ rollouts first. The probe alone, which is asked for rollout by rollout, goes bac
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -41,8 +42,9 @@ class Variants:
 class Reader:
     """Forward passes over the rollouts of a chunk, as pure functions closed over the run's settings."""
 
-    def __init__(self, config: Config, model: qwen3.Qwen3Config):
-        self.chunk, self.model = config.model.logprob_chunk, model
+    def __init__(self, config: Config, model: qwen3.Qwen3Config, positions: int | None = None):
+        """`positions`: of a chunk where completions stand end to end; None: they are padded."""
+        self.chunk, self.model, self.positions = config.model.logprob_chunk, model, positions
 
     def prompts(
         self,
@@ -67,9 +69,8 @@ class Reader:
         frozen: Frozen,
         deltas: lora2r.Factors | None,
         batch: Batch,
-        variants: Variants,
-        of_row: Int[Array, " n"],
-        caches: Caches,
+        route: lora2r.Route,
+        behind: Caches,
         *,
         length: int,
         scale: dict[str, Array] | None = None,
@@ -78,36 +79,56 @@ class Reader:
 
         Args:
             frozen, deltas: as in `prompts`.
-            batch: the rows, those of a group together where their prompts are shared.
-            variants, of_row: the policies, and which of them each row has.
-            caches: of `prompts`, or () where every row reads its own.
+            batch: the rows.
+            route: the policy of each.
+            behind: of `spread`, or () where every row reads its own prompt.
             length: tokens of a completion.
             scale: c of the probe, module -> [L, n, 2r], or None.
         """
         whole = batch.completion_mask.shape[1]
         bucket = batch.tokens.shape[1] - whole
         adapter = None if deltas is None else lora2r.Adapter(frozen.init, deltas)
-        options = {"adapter": adapter, "route": variants.route(of_row), "scale": scale, "chunk": self.chunk}
-        if caches:
-            lengths, tokens = jnp.sum(batch.valid[:, :bucket], axis=1), batch.tokens[:, bucket - 1 : bucket + length]
-            behind = spread(caches, of_row)
-            found = policy.continued_logprobs(self.model, frozen.base, behind, lengths, tokens, **options)
-        else:
+        options = {"adapter": adapter, "route": route, "scale": scale, "chunk": self.chunk}
+        if not behind:
             tokens, valid = batch.tokens[:, : bucket + length], batch.valid[:, : bucket + length]
             options["completion_length"] = length
             found = policy.completion_logprobs(self.model, frozen.base, tokens, valid, **options)
+            return jnp.pad(found, ((0, 0), (0, whole - length)))
+        tokens = batch.tokens[:, bucket - 1 : bucket + length]
+        given = (self.model, frozen.base, behind, jnp.sum(batch.valid[:, :bucket], axis=1), tokens)
+        if self.positions is None:
+            found = policy.continued_logprobs(*given, **options)
+        else:
+            lengths = jnp.sum(batch.completion_mask, axis=1)
+            found = policy.packed_logprobs(*given, lengths, positions=self.positions, **options)
         return jnp.pad(found, ((0, 0), (0, whole - length)))
 
 
-def spread(caches: Caches, of_row: Int[Array, " n"]) -> tuple[Any, ...]:
-    """Every row's prompt under the row's policy, [L, n, B, heads, E]: rows stand by group, n / K to each."""
+def spread(caches: Caches, groups: Int[Array, " n"], policies: Int[Array, " n"]) -> tuple[Any, ...]:
+    """Every row's prompt under the row's policy, [L, n, B, heads, E]; () where prompts are not shared."""
 
     def of_rows(leaf: Float[Array, "L V K B heads E"]) -> Float[Array, "L n B heads E"]:
-        layers, count, groups, *rest = leaf.shape
-        shape = (layers, groups, of_row.size // groups, *rest)
-        each = [jnp.broadcast_to(leaf[:, variant, :, None], shape) for variant in range(count)]
-        chosen = jnp.broadcast_to(of_row.reshape(1, groups, -1, 1, 1, 1), shape)
-        picked = each[0] if count == 1 else jax.lax.select_n(chosen, *each)
-        return picked.reshape(layers, -1, *rest)
+        layers, count, size, *rest = leaf.shape
+        return _picked(leaf.reshape(layers, count * size, *rest), policies * size + groups, count * size)
 
     return tuple(map(of_rows, caches))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _picked(leaf: Array, index: Array, count: int) -> Array:
+    """`leaf[:, index]` of `count` places; its gradient is summed in the same order every time, in float32."""
+    return leaf[:, index]
+
+
+def _picked_forward(leaf: Array, index: Array, count: int) -> tuple[Array, Array]:
+    return leaf[:, index], index
+
+
+def _picked_backward(count: int, index: Array, gradient: Array) -> tuple[Array, None]:
+    layers, rows, *rest = gradient.shape
+    chosen = jnp.broadcast_to(jax.nn.one_hot(index, count, dtype=gradient.dtype), (layers, rows, count))
+    flat, exact = gradient.reshape(layers, rows, -1), jax.lax.Precision.HIGHEST
+    return jnp.einsum("Lnv,Lnx->Lvx", chosen, flat, precision=exact).reshape(layers, count, *rest), None
+
+
+_picked.defvjp(_picked_forward, _picked_backward)
