@@ -16,7 +16,7 @@ def matmul_flops(function: Any, *arguments: Any, trips: int = 1) -> int:
     """2 m n k summed over every matrix product that a call runs.
 
     Args:
-        function: traced with `jax.make_jaxpr`; nothing is compiled or run.
+        function: jitted or not; it is traced, and nothing is compiled or run.
         arguments: arrays or `jax.ShapeDtypeStruct`s.
         trips: how often the body of a `while` loop runs, which its jaxpr does not say.
 
@@ -35,7 +35,9 @@ def written_bytes(function: Any, *arguments: Any, trips: int = 1) -> int:
 
 def _live(function: Any, *arguments: Any) -> core.Jaxpr:
     """The program without what nothing depends on, which a compiler leaves out, too."""
-    jaxpr = jax.make_jaxpr(function)(*arguments).jaxpr
+    # Not by `jax.make_jaxpr`, in which a function with options of the compiler may not stand.
+    traceable = function if hasattr(function, "trace") else jax.jit(function)
+    jaxpr = traceable.trace(*arguments).jaxpr.jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 

@@ -124,12 +124,14 @@ def test_cudnn_s_attention_behind_a_prompt_gets_a_mask(monkeypatch):
 
 def test_the_device_and_the_type_decide_how_attention_is_computed():
     class Device:
-        def __init__(self, platform, version):
-            self.platform = platform
+        def __init__(self, platform, version, capability=None):
+            self.platform, self.compute_capability = platform, capability
             self.client = type("Client", (), {"platform_version": version})
 
-    nvidia, amd = Device("gpu", "PJRT C API\ncuda 13000"), Device("gpu", "rocm 6.4")
-    assert attention_for(nvidia, jnp.bfloat16, devices=8) == "cudnn"
+    nvidia, amd = Device("gpu", "PJRT C API\ncuda 13000", "9.0"), Device("gpu", "rocm 6.4", "gfx942")
+    older = Device("gpu", "PJRT C API\ncuda 13000", "8.6")
+    assert attention_for(nvidia, jnp.bfloat16, devices=8) == "cudnn_packed"
+    assert attention_for(older, jnp.bfloat16, devices=1) == "cudnn"  # its kernel cannot pack
     assert attention_for(nvidia, jnp.float32, devices=1) == attention_for(amd, jnp.bfloat16, devices=1) == "batch"
     cpu = jax.devices("cpu")[0]
     assert [attention_for(cpu, jnp.float32, devices=count) for count in (1, 8)] == ["rows", "batch"]

@@ -94,22 +94,33 @@ class Passes:
 
     @jax.named_scope("sampled")
     def sampled_logprobs(
-        self, state: TrainState, frozen: Frozen, batch: Batch, needed: Bool[Array, "N"]
+        self,
+        state: TrainState,
+        frozen: Frozen,
+        batch: Batch,
+        needed: Bool[Array, "N"],
+        samplers: tuple[bool, ...] = (False, True),
     ) -> Float[Array, "N T"]:
-        """log pi of the policy that sampled each row, without gradient, for the rows that need it."""
-        variants, tokens = Variants(jnp.array([False, True])), batch.completion_mask.shape[1]
+        """log pi of the policy that sampled each row, without gradient, for the rows that need it.
+
+        `samplers`: the policies, by m, that such rows can have been sampled by. Prompts are read under these alone.
+        """
+        variants, tokens = Variants(jnp.array(samplers)), batch.completion_mask.shape[1]
+
+        def of(rows: Batch) -> Int[Array, " n"]:
+            chosen = rows.quarantine_sampled.astype(jnp.int32)
+            return chosen if len(samplers) == 2 else jnp.zeros_like(chosen)
 
         def visit(_: None, block: Block) -> tuple[None, Array]:
             caches = self._prompts(frozen, state.deltas, block, variants)
 
-            def at(rows: Batch, policies: Array, behind: Caches, length: int) -> Array:
-                route = variants.route(policies)
+            def at(rows: Batch, behind: Caches, length: int) -> Array:
+                route = variants.route(of(rows))
                 return self.reader.logprobs(frozen, state.deltas, rows, route, behind, length=length)
 
             def body(_: None, chunk: Chunk) -> tuple[None, Array]:
-                policies = chunk.rows.quarantine_sampled.astype(jnp.int32)
-                behind = spread(caches, chunk.groups, policies)
-                return None, chunk.at_length(at, chunk.rows, policies, behind)
+                behind = spread(caches, chunk.groups, of(chunk.rows))
+                return None, chunk.at_length(at, chunk.rows, behind)
 
             return block.scan(body, None)
 

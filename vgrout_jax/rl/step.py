@@ -114,10 +114,13 @@ def _old_logprobs(
     """log pi_old where a row's ratio needs it: from pass 1 where that ran the policy that sampled, else anew."""
     batch = row.batch
     differs = row.live & ~passes.trains_as_sampled(batch, gate.route_masks(labels)[0])
-    if probed is None:
-        return passes.sampled_logprobs(state, frozen, batch, differs), differs
+    if probed is None:  # all rows train one policy, so those that differ were sampled by the other
+        samplers = (passes.config.gate.kind != "mid",)
+        return passes.sampled_logprobs(state, frozen, batch, differs, samplers), differs
     from_probe = (batch.quarantine_sampled == passes.probe_full) & (row.advantages != 0)
-    anew = passes.sampled_logprobs(state, frozen, batch, differs & ~from_probe)
+    # A row without advantage is clean, and of the deployed policy; the probe that reads that one leaves the other's.
+    samplers = (False, True) if passes.probe_full else (True,)
+    anew = passes.sampled_logprobs(state, frozen, batch, differs & ~from_probe, samplers)
     return jnp.where(from_probe[:, None], probed, anew), from_probe | differs
 
 
