@@ -55,8 +55,7 @@ LIMITS = {
         "greedy slack": 2e-1,
     },
 }
-_CUT = {"layers": 2, "vocabulary": 8192, "prompts": 2, "group": 4, "prompt_tokens": 64, "new_tokens": 136}
-_DRAWN = 16  # tokens that the sampler draws; the step's completions are longer, and so of more lengths than one
+_CUT = {"layers": 2, "vocabulary": 8192, "prompts": 2, "group": 4, "prompt_tokens": 64, "new_tokens": 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +104,12 @@ class Side:
         batch = jax.device_put(inputs.batch, sharding.batch_shardings(places, inputs.batch))
         self.inputs = shapes.Inputs(state, frozen, routing, batch, key)
         self._steps: dict[tuple[float, float], Any] = {}
-        drawn = min(shape.new_tokens, _DRAWN)
         self.sample = sampler.build_sampler(
-            self.shape.model, max_new_tokens=drawn, eos_ids=(-1,), pad_id=0, mesh=places
+            self.shape.model, max_new_tokens=shape.new_tokens, eos_ids=(-1,), pad_id=0, mesh=places
         )
 
-    def logits(self, tokens: np.ndarray, valid: np.ndarray, policy: np.ndarray, length: int) -> np.ndarray:
-        """Float32 logits [N, length, V] from which the completion's tokens, the last ones, are drawn."""
+    def logits(self, tokens: np.ndarray, valid: np.ndarray, policy: np.ndarray) -> np.ndarray:
+        """Float32 logits [N, T, V] from which the completion's tokens are drawn."""
         with jax.default_device(self.device), jax.default_matmul_precision(self.precision):
             arguments = (
                 self.inputs.frozen,
@@ -120,7 +118,7 @@ class Side:
                 jnp.asarray(valid),
                 policy,
             )
-            return jax.device_get(_logits(self.shape.model, length, *arguments))
+            return jax.device_get(_logits(self.shape.model, self.shape.new_tokens, *arguments))
 
     def step(self, low: float, high: float) -> tuple[TrainState, Any]:
         """A routed step's state and metrics, on the host; the inputs stay."""
@@ -212,10 +210,7 @@ def sampler_checks(side: Side, reference: Side, prompts: shapes.Sources, tempera
     before, valid = prompts.rows()
     tokens, mask = np.asarray(samples.tokens), np.asarray(samples.mask)
     logits = reference.logits(
-        np.concatenate([before, tokens], 1),
-        np.concatenate([valid, mask], 1),
-        prompts.policy[prompts.of_row],
-        tokens.shape[1],
+        np.concatenate([before, tokens], 1), np.concatenate([valid, mask], 1), prompts.policy[prompts.of_row]
     ).astype(np.float64)
     chosen = np.take_along_axis(logits, tokens[..., None], -1)[..., 0]
     expected = chosen - _logsumexp(logits)
@@ -265,8 +260,8 @@ def checks_of(side: Side, reference: Side, prompts: shapes.Sources) -> list[Chec
         print(f"{side.name}: {what} compared, {time.monotonic() - began:.0f} s", flush=True)
 
     batch = jax.device_get(side.inputs.batch)
+    sequences = (np.asarray(batch.tokens), np.asarray(batch.valid), np.asarray(batch.quarantine_sampled))
     mask = np.asarray(batch.completion_mask)
-    sequences = (*map(np.asarray, (batch.tokens, batch.valid, batch.quarantine_sampled)), mask.shape[1])
     compared = error(side.logits(*sequences)[mask], reference.logits(*sequences)[mask])
     checks = [Check("logits", side.name, compared, LIMITS[side.name]["logits"])]
     done("logits")

@@ -180,3 +180,20 @@ def test_chunks_are_as_large_as_micro_batch_and_groups_allow(
     monkeypatch.setattr(blocks, "_LEAST_SHARED", 1)
     config.train.share_prompts = False
     assert Cutter(config, tiny.mesh()).cut(32) == alone
+
+
+@pytest.mark.parametrize(
+    ("micro_batch", "group", "tokens", "expected"),
+    [
+        # two groups of 16; positions of eight completions of a quarter of T; two of the longest fill a chunk
+        (8, 16, 1536, (2, 16, 16, 4, 3072)),
+        (2, 16, 1536, (1, 4, 16, 2, 1536)),  # no fewer positions than the longest completion has tokens
+        (8, 4, 100, (2, 8, 1, 4, 800)),
+    ],
+)
+def test_a_packed_chunk_has_room_for_the_longest_completion(micro_batch, group, tokens, expected):
+    rollout = {"prompts": 16, "group_size": group, "max_new_tokens": tokens}
+    config = tiny.config(rollout=rollout, train={"micro_batch": micro_batch})
+    cut = Cutter(config, tiny.mesh(), "cudnn_packed").cut(1024)
+    assert (cut.groups, cut.rows, cut.chunks, cut.together, cut.positions) == expected
+    assert Cutter(config, tiny.mesh(), "cudnn").cut(1024).positions is None

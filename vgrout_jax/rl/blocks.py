@@ -145,7 +145,7 @@ class Cutter:
     def __init__(self, config: Config, mesh: Mesh, attention: str = "batch"):
         self.config, self.mesh = config, mesh
         lengths = padding.completion_lengths(config.rollout.max_new_tokens)
-        self.packs = attention in attending.PACKED and mesh.size == 1 and len(lengths) > 1
+        self.packs = attention in attending.PACKED and mesh.size == 1
         self.lengths = tuple(lengths[-1:] if self.packs else lengths)
         # As many as a micro-batch of the shortest padded completions would have, with room for T.
         self.positions = max(lengths[-1], config.train.micro_batch * lengths[0]) if self.packs else None
