@@ -197,3 +197,6 @@ def test_a_packed_chunk_has_room_for_the_longest_completion(micro_batch, group, 
     cut = Cutter(config, tiny.mesh(), "cudnn_packed").cut(1024)
     assert (cut.groups, cut.rows, cut.chunks, cut.together, cut.positions) == expected
     assert Cutter(config, tiny.mesh(), "cudnn").cut(1024).positions is None
+    config.train.share_prompts = False  # then completions are padded, to the same lengths as anywhere else
+    unshared = Cutter(config, tiny.mesh(), "cudnn_packed")
+    assert unshared.cut(1024).positions is None and unshared.lengths == Cutter(config, tiny.mesh(), "cudnn").lengths

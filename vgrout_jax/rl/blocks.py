@@ -24,7 +24,7 @@ from vgrout_jax.model import attending, padding
 from vgrout_jax.rl.state import Batch
 
 _LEAST_SHARED = 192  # tokens that the prompts of R rows have by themselves, to be worth sharing
-_MOST_TOGETHER = 4  # R, where completions are padded to one of several lengths
+_MOST_TOGETHER = 4  # R, where completions are packed or padded to one of several lengths
 
 # (function(*operands, length=...), *operands) -> what the function returns at the chunk's own length
 AtLength = Callable[..., Any]
@@ -146,7 +146,7 @@ class Cutter:
         self.config, self.mesh = config, mesh
         lengths = padding.completion_lengths(config.rollout.max_new_tokens)
         self.packs = attention in attending.PACKED and mesh.size == 1
-        self.lengths = tuple(lengths[-1:] if self.packs else lengths)
+        self.lengths = tuple(lengths)
         # As many as a micro-batch of the shortest padded completions would have, with room for T.
         self.positions = max(lengths[-1], config.train.micro_batch * lengths[0]) if self.packs else None
 
@@ -197,9 +197,8 @@ class Cutter:
         """
         bucket = batch.tokens.shape[1] - batch.completion_mask.shape[1]
         cut = self.cut(bucket)
-        lengths = jnp.sum(batch.completion_mask, axis=1)
-        places = jnp.searchsorted(jnp.array(self.lengths), lengths)
-        places = jnp.where(needed, places, len(self.lengths))
+        lengths, padded = jnp.sum(batch.completion_mask, axis=1), self.lengths
+        places = jnp.where(needed, jnp.searchsorted(jnp.array(padded), lengths), len(padded))
         order = self.order(places, lengths, cut)
         chunks, nothing = order.chunks, skipped(cut.rows)
 
@@ -209,14 +208,16 @@ class Cutter:
             return jax.lax.with_sharding_constraint(chosen, sharding.sharding_of(self.mesh, axes, chosen.shape))
 
         def step(carry: Any, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
-            block = Block(*inputs, self.lengths, nothing, cut)
+            block = Block(*inputs, padded, nothing, cut)
             unseen = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (cut.chunks, *leaf.shape)), nothing)
             someone = jnp.any(block.needed)
             return jax.lax.cond(someone, lambda carry: visit(carry, block), lambda carry: (carry, unseen), carry)
 
         prompts = (arranged(leaf[:, :bucket], order.rows[:, :: cut.size], 1) for leaf in (batch.tokens, batch.valid))
         inside = jax.tree.map(lambda leaf: arranged(leaf, chunks, 2), rows)
-        places = places.at[chunks].get(mode="fill", fill_value=len(self.lengths))
+        places = places.at[chunks].get(mode="fill", fill_value=len(padded))
+        if cut.positions is not None:  # one program, whatever the lengths
+            places, padded = jnp.where(places < len(padded), 0, 1), padded[-1:]
         given = (*prompts, needed[order.rows], inside, order.numbers, places)
         carry, outputs = jax.lax.scan(step, carry, given)
         where = jnp.full(lengths.size, chunks.size).at[chunks.reshape(-1)].set(jnp.arange(chunks.size), mode="drop")

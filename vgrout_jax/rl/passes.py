@@ -88,7 +88,7 @@ class Passes:
         if cut.positions is None:
             return block.scan(body, None)[1]
         back, (own, logprobs) = block.scan(body, probe.WayBack.of(caches, cut.size))
-        through = back.gone(pull, block.needed.reshape(groups, cut.size), cut.together)
+        through = back.through(pull, block.needed.reshape(groups, cut.size), cut.together)
         through = through.reshape(-1, *own.shape[2:]).at[block.numbers].get(mode="fill", fill_value=0)
         return own + through, logprobs
 

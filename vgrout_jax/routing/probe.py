@@ -85,7 +85,7 @@ class WayBack:
 
         return self.replace(leaves=tuple(map(put, self.leaves, gradients)))
 
-    def gone(self, pull: Callable, needed: Bool[Array, "Q size"], together: int) -> Float[Array, "Q size M r"]:
+    def through(self, pull: Callable, needed: Bool[Array, "Q size"], together: int) -> Float[Array, "Q size M r"]:
         """`deployed_half` of what `through_prompts` finds, `together` rollouts of every prompt at a time.
 
         Where none of these is needed, nothing is run; with those that are needed first, that is as often as can be.
