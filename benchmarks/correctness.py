@@ -160,7 +160,7 @@ def _logits(
 ) -> jax.Array:
     fused = qwen3.AdapterLayer(lora2r.fuse(lora2r.Adapter(frozen.init, deltas), model.dtype), None)
     attention = qwen3.causal_attention(valid, model)
-    hidden, _ = qwen3.Qwen3(model).apply({"params": frozen.base}, tokens, attention, fused, lora2r.Route(policy))
+    hidden = qwen3.Qwen3(model).apply({"params": frozen.base}, tokens, attention, fused, lora2r.Route(policy))
     return qwen3.unembed(frozen.base, hidden[:, -length - 1 : -1])
 
 

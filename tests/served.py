@@ -123,7 +123,7 @@ class Policy:
             layer = qwen3.AdapterLayer(lora2r.fuse(self.adapter, self.model.dtype), None)
         route = lora2r.full_route(len(tokens)) if self.full else lora2r.ablated_route(len(tokens))
         attention = qwen3.causal_attention(jnp.ones(tokens.shape, bool), self.model)
-        hidden, _ = qwen3.Qwen3(self.model).apply({"params": self.base}, jnp.asarray(tokens), attention, layer, route)
+        hidden = qwen3.Qwen3(self.model).apply({"params": self.base}, jnp.asarray(tokens), attention, layer, route)
         return np.asarray(qwen3.unembed(self.base, hidden))
 
     def greedy(self, prompt: list[int], length: int) -> list[int]:

@@ -48,7 +48,7 @@ def test_the_adapter_and_the_cache_are_counted_as_they_are_stored():
 
     def prefill(base, tokens, valid):
         attention = qwen3.causal_attention(valid, TINY.model)
-        return qwen3.Qwen3(TINY.model).apply({"params": base}, tokens, attention, with_cache=True)[1]
+        return qwen3.keys_and_values(TINY.model, base, tokens, attention)
 
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     valid = jax.ShapeDtypeStruct((rows, length), bool)
@@ -106,7 +106,7 @@ def test_a_rematerialised_layer_keeps_its_input_alone():
     def hidden(deltas):
         fused = qwen3.AdapterLayer(lora2r.fuse(lora2r.Adapter(init, deltas), shape.model.dtype), None)
         attention, route = qwen3.causal_attention(valid, shape.model), lora2r.full_route(rows)
-        return qwen3.Qwen3(shape.model).apply({"params": base}, tokens, attention, fused, route)[0]
+        return qwen3.Qwen3(shape.model).apply({"params": base}, tokens, attention, fused, route)
 
     _, backward = jax.vjp(hidden, deltas)
     kept = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[:1] == (3,) and length in leaf.shape]

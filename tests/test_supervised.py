@@ -27,7 +27,7 @@ def parameters(model, scale=4.0):
 @functools.partial(jax.jit, static_argnums=0)
 def logits_of(model, base, tokens):
     attention = qwen3.causal_attention(jnp.ones(tokens.shape, bool), model)
-    hidden, _ = qwen3.Qwen3(model).apply({"params": base}, tokens, attention, None, None)
+    hidden = qwen3.Qwen3(model).apply({"params": base}, tokens, attention, None, None)
     return qwen3.unembed(base, hidden)
 
 

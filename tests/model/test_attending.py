@@ -91,11 +91,11 @@ def test_cudnn_s_attention_is_asked_for_where_it_serves(monkeypatch):
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     base = jax.tree.map(jnp.asarray, qwen3.init_parameters(config, 0))
     tokens = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
-    aligned, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.aligned_attention(LENGTH, config))
+    aligned = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.aligned_attention(LENGTH, config))
     assert set(calls) == {(True, "cudnn")}
     calls.clear()
     everywhere = jnp.ones((ROWS, LENGTH), bool)
-    blocks, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.causal_attention(everywhere, config))
+    blocks = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.causal_attention(everywhere, config))
     assert not calls  # padding before the prompt is not what it serves
     np.testing.assert_allclose(np.asarray(aligned, np.float32), np.asarray(blocks, np.float32), atol=0.1)
 
@@ -117,7 +117,7 @@ def test_cudnn_s_attention_behind_a_prompt_gets_a_mask(monkeypatch):
     for kind in ("cudnn", "batch"):
         model = dataclasses.replace(config, attention=kind)
         attention_of = qwen3.continued_attention(jnp.array([10, 4, 0]), LENGTH, 10, model)
-        found.append(qwen3.Qwen3(model).apply({"params": base}, tokens, attention_of, before=tuple(before))[0])
+        found.append(qwen3.Qwen3(model).apply({"params": base}, tokens, attention_of, before=tuple(before)))
     assert set(calls) == {("cudnn", (ROWS, 1, LENGTH, 10 + LENGTH))}
     np.testing.assert_allclose(*(np.asarray(hidden, np.float32) for hidden in found), atol=0.1)
 

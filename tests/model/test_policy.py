@@ -126,7 +126,7 @@ def test_completion_tokens_are_read_by_the_position_before_them():
     @jax.jit
     def logits_of(tokens, valid):
         attention = qwen3.causal_attention(valid, CONFIG)
-        hidden, _ = qwen3.Qwen3(CONFIG).apply({"params": base}, tokens, attention)
+        hidden = qwen3.Qwen3(CONFIG).apply({"params": base}, tokens, attention)
         return qwen3.unembed(base, hidden)
 
     logprobs = jax.nn.log_softmax(logits_of(tokens, valid)[:, BUCKET - 1 : -1])

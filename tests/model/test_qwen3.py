@@ -76,7 +76,7 @@ def logits_and_gradient(config, parameters):
     def loss(embed):
         attention = qwen3.causal_attention(jnp.asarray(VALID), config)
         inputs = {"params": {**parameters, "embed": embed}}
-        hidden, _ = qwen3.Qwen3(config).apply(inputs, jnp.asarray(tokens), attention)
+        hidden = qwen3.Qwen3(config).apply(inputs, jnp.asarray(tokens), attention)
         logits = qwen3.unembed(parameters, hidden)
         return jnp.sum(jax.nn.log_softmax(logits) * loss_weights()), logits
 
@@ -164,7 +164,7 @@ def hidden_with(config, base, adapter, tokens=None, valid=VALID):
 def _hidden(config, base, adapter, tokens, valid):
     attention = qwen3.causal_attention(valid, config)
     layer = None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
-    return qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, lora2r.full_route(ROWS))[0]
+    return qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, lora2r.full_route(ROWS))
 
 
 def test_every_module_of_every_layer_is_adapted():
@@ -263,10 +263,8 @@ def test_full_size_forward_shapes():
         attention = qwen3.causal_attention(valid, QWEN3_4B)
         layer = qwen3.AdapterLayer(lora2r.fuse(adapter, QWEN3_4B.dtype), None)
         route = lora2r.ablated_route(2)
-        hidden, caches = qwen3.Qwen3(QWEN3_4B).apply(
-            {"params": base}, tokens, attention, layer, route, with_cache=True
-        )
-        return qwen3.unembed(base, hidden), caches
+        hidden = qwen3.Qwen3(QWEN3_4B).apply({"params": base}, tokens, attention, layer, route)
+        return qwen3.unembed(base, hidden), qwen3.keys_and_values(QWEN3_4B, base, tokens, attention, layer, route)
 
     logits, (keys, values) = jax.eval_shape(
         forward,

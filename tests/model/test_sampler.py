@@ -59,7 +59,7 @@ def full_logits(config: qwen3.Qwen3Config, base: dict, adapter, tokens: jax.Arra
     layer = qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), None)
     route = lora2r.Route(jnp.asarray(POLICIES[SOURCE_OF_ROW]))
     attention = qwen3.causal_attention(valid, config)
-    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, route)
+    hidden = qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, route)
     return qwen3.unembed(base, hidden[:, -NEW_TOKENS - 1 : -1])
 
 

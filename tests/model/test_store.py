@@ -83,7 +83,7 @@ def test_transformers_loads_it_without_help_and_computes_the_same(tmp_path):
     assert theirs.dtype == torch.float32
     assert theirs.generation_config.eos_token_id == list(tokenizer.eos_ids)
     tokens = jnp.array([tokenizer.encode("Return a + b. It should pass all tests.")])
-    hidden, _ = qwen3.Qwen3(model).apply(
+    hidden = qwen3.Qwen3(model).apply(
         {"params": parameters}, tokens, qwen3.causal_attention(jnp.ones(tokens.shape, bool), model)
     )
     with torch.no_grad():

@@ -47,7 +47,7 @@ def completion_logprobs(
     prompt_lengths = jnp.sum(valid[:, :-completion_length], axis=1)
     aligned = _shifted(tokens, tokens.shape[1] - completion_length - prompt_lengths)
     attention = qwen3.aligned_attention(tokens.shape[1], config)
-    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, aligned, attention, layer, route)
+    hidden = qwen3.Qwen3(config).apply({"params": base}, aligned, attention, layer, route)
     # Each completion token is read at the position before it.
     rows, positions = jnp.arange(len(hidden))[:, None], prompt_lengths[:, None] - 1 + jnp.arange(completion_length)
     before = hidden.at[rows, positions].get(unique_indices=True, indices_are_sorted=True, mode="clip")
@@ -71,7 +71,7 @@ def prompt_caches(
     lengths = jnp.sum(valid, axis=1)
     aligned, attention = _shifted(prompts, valid.shape[1] - lengths), qwen3.aligned_attention(valid.shape[1], config)
     layer = _layer(config, adapter, scale)
-    return qwen3.Qwen3(config).apply({"params": base}, aligned, attention, layer, route, with_cache=True)[1]
+    return qwen3.keys_and_values(config, base, aligned, attention, layer, route)
 
 
 def continued_logprobs(
@@ -97,7 +97,7 @@ def continued_logprobs(
     inputs, slots = tokens[:, :-1], caches[0].shape[2]
     attention = qwen3.continued_attention(prompt_lengths - 1, inputs.shape[1], slots, config)
     layer = _layer(config, adapter, scale)
-    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, inputs, attention, layer, route, before=caches)
+    hidden = qwen3.Qwen3(config).apply({"params": base}, inputs, attention, layer, route, before=caches)
     return token_logprobs(base, hidden, tokens[:, 1:], chunk=chunk)
 
 
@@ -132,7 +132,7 @@ def packed_logprobs(
     scale = jax.tree.map(lambda values: packing.to_tokens(values, packed), scale)
     attention = qwen3.packed_attention(packed, config)
     layer = _layer(config, adapter, scale)
-    hidden, _ = qwen3.Qwen3(config).apply({"params": base}, inputs[:, None], attention, layer, route, before=caches)
+    hidden = qwen3.Qwen3(config).apply({"params": base}, inputs[:, None], attention, layer, route, before=caches)
     found = token_logprobs(base, hidden[None, :, 0], targets[None], chunk=chunk)
     return packing.unpack(found[0], packed)
 

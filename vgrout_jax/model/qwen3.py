@@ -189,12 +189,14 @@ class Block(nn.Module):
         *,
         attend: Callable[[Array, Array, Array], tuple[Array, Any]] | None = None,
         project: Callable[[tuple[str, ...], Array], Sequence[Array]] | None = None,
+        cache_alone: bool = False,
     ) -> tuple[Array, Any]:
         """Returns the layer's output [N, T, D], and its tokens' keys and values, each [N, T, K, E].
 
         `attend(queries, keys, values)` attends to more than these tokens and returns [N, T, H, E], and what is to be
         returned instead of keys and values; None: a token reads itself and those before it. `project(names, inputs)`
         computes the maps of one of `GROUPS`, their adapters included; None: each by itself, from the parameters.
+        `cache_alone`: nothing but keys and values is computed, and the input is returned in the output's place.
         """
         config, shapes = self.config, self.config.module_shapes()
         rows, length = x.shape[:2]
@@ -222,11 +224,16 @@ class Block(nn.Module):
         def heads(flat: Array) -> Array:
             return flat.reshape(rows, length, -1, config.head_dim)
 
+        def placed(name: str, inputs: Array) -> Array:
+            return rotate(norm(name, inputs, config.head_dim), attention.cos, attention.sin)
+
         with jax.named_scope("attention"):
             hidden = norm("input_norm", x, config.hidden_size)
+            if cache_alone:
+                keys, values = map(heads, linear(GROUPS[0][1:], hidden))
+                return x, (placed("k_norm", keys), values)
             queries, keys, values = map(heads, linear(GROUPS[0], hidden))
-            queries = rotate(norm("q_norm", queries, config.head_dim), attention.cos, attention.sin)
-            keys = rotate(norm("k_norm", keys, config.head_dim), attention.cos, attention.sin)
+            queries, keys = placed("q_norm", queries), placed("k_norm", keys)
             if attend is None:
                 mixed, cache = self._attend(queries, keys, values, attention), (keys, values)
             else:
@@ -279,9 +286,8 @@ class Qwen3(nn.Module):
         route: lora2r.Route | None = None,
         *,
         before: tuple[Array, Array] | None = None,
-        with_cache: bool = False,
-    ) -> tuple[Float[Array, "N T D"], tuple[Array, Array] | None]:
-        """Runs all layers.
+    ) -> Float[Array, "N T D"]:
+        """Hidden states of all tokens after all layers and the final norm.
 
         Args:
             tokens: token ids.
@@ -290,35 +296,63 @@ class Qwen3(nn.Module):
             route: the masks; needed where an adapter is given.
             before: keys and values of what stands before the tokens, [L, N, B, K, E] each, or None; what of it may
                 be read says `attention.valid`.
-            with_cache: also return every layer's keys and values.
-
-        Returns:
-            Hidden states after the final norm, and the stacked keys and values [L, N, T, K, E] or None.
         """
         config = self.config
         shape = (config.vocab_size, config.hidden_size)
         embed = self.param("embed", nn.initializers.normal(0.02), shape, config.dtype)
         x = embed[tokens]
 
-        def body(block: Block, carry: Array, layer: AdapterLayer | None, earlier: Any) -> tuple[Array, Any]:
+        def body(block: Block, carry: Array, layer: AdapterLayer | None, earlier: Any) -> tuple[Array, None]:
             attend = None if earlier is None else functools.partial(block.attend_behind, earlier, attention)
-            out, cache = block(carry, attention, layer, route, attend=attend)
-            return out, cache if with_cache else None
+            return block(carry, attention, layer, route, attend=attend)[0], None
 
-        if config.remat != "nothing":
-            body = nn.remat(body, prevent_cse=False, policy=_keep_products if config.remat == "cheap" else None)
         scan = nn.scan(
-            body,
+            _rematerialised(config, body, nn.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=config.num_layers,
             in_axes=0,
         )
-        x, caches = scan(Block(config, name="layers"), x, adapter, before)
+        x, _ = scan(Block(config, name="layers"), x, adapter, before)
         scale = self.param("final_norm", nn.initializers.ones, (config.hidden_size,), config.dtype)
         if not config.tie_embeddings:
             self.param("lm_head", nn.initializers.normal(0.02), shape[::-1], config.dtype)
-        return rms_norm(x, scale, config.norm_epsilon), caches
+        return rms_norm(x, scale, config.norm_epsilon)
+
+
+def keys_and_values(
+    config: Qwen3Config,
+    parameters: dict,
+    tokens: Int[Array, "N T"],
+    attention: Attention,
+    adapter: AdapterLayer | None = None,
+    route: lora2r.Route | None = None,
+) -> tuple[Float[Array, "L N T K E"], Float[Array, "L N T K E"]]:
+    """Every layer's keys and values of the tokens, and no more than they need: of the last layer nothing else.
+
+    Arguments as of `Qwen3`. For frozen parameters: the loop takes their slices inside, so that none is copied, and a
+    gradient of them would be as large as all of them in every layer.
+    """
+    block, last = Block(config), config.num_layers - 1
+
+    def of_layer(index: Array | int, layer: AdapterLayer | None, x: Array, cache_alone: bool) -> tuple[Array, Any]:
+        weights = jax.tree.map(lambda leaf: leaf[index], parameters["layers"])
+        return block.apply({"params": weights}, x, attention, layer, route, cache_alone=cache_alone)
+
+    def body(x: Array, inputs: tuple[Array, AdapterLayer | None]) -> tuple[Array, Any]:
+        return of_layer(*inputs, x, False)
+
+    x, layers = parameters["embed"][tokens], (jnp.arange(last), jax.tree.map(lambda leaf: leaf[:last], adapter))
+    x, caches = jax.lax.scan(_rematerialised(config, body, jax.checkpoint), x, layers)
+    _, of_last = of_layer(last, jax.tree.map(lambda leaf: leaf[last], adapter), x, True)
+    return jax.tree.map(lambda earlier, leaf: jnp.concatenate([earlier, leaf[None]]), caches, of_last)
+
+
+def _rematerialised(config: Qwen3Config, body: Callable, checkpoint: Callable) -> Callable:
+    """The body of a loop over layers, of which the backward pass computes anew what `config.remat` says."""
+    if config.remat == "nothing":
+        return body
+    return checkpoint(body, prevent_cse=False, policy=_keep_products if config.remat == "cheap" else None)
 
 
 def unembed(parameters: dict, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
