@@ -11,7 +11,9 @@ was measured is held against the tokens that are no padding and the rows that ha
 
 Model FLOP utilisation counts 4 operations a weight and token for each forward and backward pass, 2 for a forward
 alone, and the adapter's own (6 with its gradient), over the roofline's rate, a prompt once a group where a pass can
-share it. `over_unshared` is the time over the floor of an update that reads every prompt once a rollout instead.
+share it. `over_flop_floor` is the time over that of the products with weights, `over_products` over that of all
+products, attention's and the adapter's among them, and `over_unshared` over the first where every prompt is read once
+a rollout instead.
 """
 
 import argparse
@@ -40,6 +42,7 @@ TIME_COLUMNS = (
     "wall_s",
     "flop_floor_s",
     "over_flop_floor",
+    "over_products",
     "over_unshared",
     "byte_floor_s",
     "over_byte_floor",
@@ -117,23 +120,24 @@ def figures(
     metrics: StepMetrics,
 ) -> dict[str, float]:
     """An update's seconds, floors and utilisation, for the tokens of its batch."""
-    tokens = work.valid_tokens(shape, batch.valid, batch.completion_mask)
-    again = share_again(arm, batch, metrics)
+    lengths = work.valid_tokens(shape, batch.valid, batch.completion_mask)
+    tokens, passes = lengths.tokens(), {"kl": kl, "again": share_again(arm, batch, metrics)}
     seconds = roof.seconds(cost)
-    least = work.update_work(shape, arm, kl=kl, tokens=tokens, again=again)
-    useful = work.update_flops(shape, arm, kl=kl, tokens=tokens, again=again, adapter=True)
-    alone = dataclasses.replace(tokens, shared=tokens.read)
-    unshared = work.update_flops(shape, arm, kl=kl, tokens=alone, again=again) / roof.flops
+    least = work.update_work(shape, arm, tokens=tokens, **passes)
+    useful = work.update_flops(shape, arm, tokens=tokens, adapter=True, **passes)
+    products = work.update_products(shape, arm, lengths=lengths, **passes) / roof.flops
+    unshared = work.update_flops(shape, arm, tokens=tokens.alone, **passes) / roof.flops
     return {
         "cpu_s": cost.cpu,
         "wall_s": cost.running,
         **least.figures(roof, seconds),
+        "over_products": seconds / products,
         "over_unshared": seconds / unshared,
         "mfu": useful / (seconds * roof.flops),
         "tokens_s": tokens.read / cost.running,
         "tokens": tokens.read,
-        "padding": 1.0 - tokens.read / work.every_position(shape).read,
-        "run_again": again,
+        "padding": 1.0 - tokens.read / work.every_position(shape).tokens().read,
+        "run_again": passes["again"],
     }
 
 

@@ -1,10 +1,12 @@
 """The least work of a step: operations and bytes that no implementation can do without, as plain formulas.
 
-Only products with weights count towards the floors: 2 operations a weight and token for a forward pass and as many
-for a backward pass to the activations; the frozen weights need no gradient of their own. A group's rollouts share
-their prompt, so each pass needs it once a group, but for the probe's backward pass, which every rollout needs for
-itself. The head's weights count for completion tokens alone. Attention, and what a rematerialised layer does twice,
-come on top; the adapter counts where `adapter=True` asks for it, which is how model FLOP utilisation is defined here.
+Products with weights: 2 operations a weight and token for a forward pass and as many for a backward pass to the
+activations; the frozen weights need no gradient of their own. A group's rollouts share their prompt, so each pass
+needs it once a group, but for the probe's backward pass, which every rollout needs for itself; of a prompt's tokens
+no more is needed than keys and values, in the last layer too. The head's weights count for completion tokens alone.
+`adapter=True` adds the adapter's own weights, which is how model FLOP utilisation is defined here. What is left to
+do besides, attention and both of the adapter's terms, is in `update_products`; a layer or logits that are computed
+once more for the way back are in neither.
 """
 
 import dataclasses
@@ -51,29 +53,59 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Tokens of a batch.
+    """Tokens of a batch, or as many pairs of a token and one that it attends to.
 
     Attributes:
-        read: of all rollouts, each with its prompt.
-        shared: with a group's prompt once.
+        prompts: of all rollouts' prompts.
+        shared: of prompts, a group's once.
         scored: of completions, which alone the head has to read.
     """
 
-    read: int
+    prompts: int
     shared: int
     scored: int
 
+    @property
+    def read(self) -> int:
+        """Of all rollouts, each with its prompt."""
+        return self.prompts + self.scored
 
-def every_position(shape: shapes.Shape) -> Tokens:
+    @property
+    def alone(self) -> "Tokens":
+        """Where every pass reads a prompt once a rollout."""
+        return dataclasses.replace(self, shared=self.prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Tokens of every rollout's prompt and completion, [N] each, those of a group together, and the groups' size."""
+
+    prompts: np.ndarray
+    completions: np.ndarray
+    group: int
+
+    def tokens(self) -> Tokens:
+        """Tokens of the batch."""
+        return self._summed(self.prompts, self.completions)
+
+    def pairs(self) -> Tokens:
+        """Pairs of causal attention; a completion's tokens are read from the prompt's last one on."""
+        before, new = self.prompts, self.completions
+        return self._summed(before * (before + 1) // 2, new * before + new * (new - 1) // 2)
+
+    def _summed(self, prompts: np.ndarray, completions: np.ndarray) -> Tokens:
+        return Tokens(int(prompts.sum()), int(prompts[:: self.group].sum()), int(completions.sum()))
+
+
+def every_position(shape: shapes.Shape) -> Lengths:
     """All positions of the padded batch."""
-    new = shape.rows * shape.new_tokens
-    return Tokens(shape.rows * shape.prompt_tokens + new, shape.prompts * shape.prompt_tokens + new, new)
+    return Lengths(np.full(shape.rows, shape.prompt_tokens), np.full(shape.rows, shape.new_tokens), shape.group)
 
 
-def valid_tokens(shape: shapes.Shape, valid: np.ndarray, completion_mask: np.ndarray) -> Tokens:
+def valid_tokens(shape: shapes.Shape, valid: np.ndarray, completion_mask: np.ndarray) -> Lengths:
     """Those that are no padding, of [N, S] and [N, T] masks."""
-    new = int(np.sum(completion_mask))
-    return Tokens(int(np.sum(valid)), int(np.sum(valid[:: shape.group, : -shape.new_tokens])) + new, new)
+    prompts = np.sum(valid[:, : -shape.new_tokens], axis=1, dtype=np.int64)
+    return Lengths(prompts, np.sum(completion_mask, axis=1, dtype=np.int64), shape.group)
 
 
 def layer_weights(model: qwen3.Qwen3Config) -> int:
@@ -81,14 +113,25 @@ def layer_weights(model: qwen3.Qwen3Config) -> int:
     return model.num_layers * sum(math.prod(pair) for pair in model.module_shapes().values())
 
 
+def prompt_weights(model: qwen3.Qwen3Config) -> int:
+    """Of these, what a prompt's token needs: of the last layer the maps to keys and values alone."""
+    return layer_weights(model) - sum(math.prod(pair) for pair in _unneeded(model))
+
+
+def _unneeded(model: qwen3.Qwen3Config) -> list[tuple[int, int]]:
+    """Shapes of the last layer's maps that no prompt's token needs."""
+    return [pair for name, pair in model.module_shapes().items() if name not in ("k_proj", "v_proj")]
+
+
 def head_weights(model: qwen3.Qwen3Config) -> int:
     """Weights of the head, which may be the embedding."""
     return model.vocab_size * model.hidden_size
 
 
-def adapter_weights(model: qwen3.Qwen3Config, rank: int) -> int:
-    """Trained weights of the adapter, both blocks."""
-    return 2 * rank * model.num_layers * sum(sum(pair) for pair in model.module_shapes().values())
+def adapter_weights(model: qwen3.Qwen3Config, rank: int, *, of_prompts: bool = False) -> int:
+    """Trained weights of the adapter, both blocks; or of these what a prompt's token needs."""
+    sides = model.num_layers * sum(sum(pair) for pair in model.module_shapes().values())
+    return 2 * rank * (sides - (sum(sum(pair) for pair in _unneeded(model)) if of_prompts else 0))
 
 
 def update_passes(arm: str, *, kl: bool, again: float | None = None) -> tuple[float, float, float, float]:
@@ -113,18 +156,50 @@ def update_flops(
     again: float | None = None,
     adapter: bool = False,
 ) -> float:
-    """Operations of the update's passes; `tokens` None: over every position of the batch."""
-    tokens = every_position(shape) if tokens is None else tokens
+    """Operations of the update's passes with weights; `tokens` None: over every position of the batch."""
+    tokens = every_position(shape).tokens() if tokens is None else tokens
+    tokens, model = tokens if shape.shared else tokens.alone, shape.model
     trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
-    model = shape.model
-    passes = 2 * (trained + probed) + forward + base
-    shared = tokens.shared if shape.shared else tokens.read
-    layers = shared * (passes - probed) + tokens.read * probed
-    total = 2.0 * (layers * layer_weights(model) + tokens.scored * passes * head_weights(model))
+    prompts, completions = _runs(tokens, trained + probed + forward + base, trained, probed)
+    total = prompts * prompt_weights(model) + completions * (layer_weights(model) + head_weights(model))
     if adapter:  # the probe needs no gradient of the factors
-        products = shared * (3 * trained + probed + forward) + tokens.read * probed
-        total += 2.0 * products * adapter_weights(model, shape.rank)
-    return total
+        prompts, completions = _runs(tokens, trained + probed + forward, 2 * trained, probed)
+        total += prompts * adapter_weights(model, shape.rank, of_prompts=True)
+        total += completions * adapter_weights(model, shape.rank)
+    return 2.0 * total
+
+
+def update_products(
+    shape: shapes.Shape, arm: str, *, kl: bool, lengths: Lengths, again: float | None = None
+) -> float:
+    """Operations of all products that the passes need: with weights, of attention and of both the adapter's terms.
+
+    Attention has two products forward and four on its way back. The adapter's formula has two terms (docs/method.md
+    section 2), and so needs its weights twice as often, but for their own gradient.
+    """
+    trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
+    tokens, pairs = (each if shape.shared else each.alone for each in (lengths.tokens(), lengths.pairs()))
+    model, passes = shape.model, trained + probed + forward
+    prompts, completions = _runs(tokens, 2 * passes, 3 * trained, 2 * probed)
+    adapter = prompts * adapter_weights(model, shape.rank, of_prompts=True)
+    adapter += completions * adapter_weights(model, shape.rank)
+    prompts, completions = _runs(pairs, passes + base, 2 * trained, 2 * probed)
+    heads = model.num_heads * model.head_dim
+    attention = 2 * heads * ((model.num_layers - 1) * prompts + model.num_layers * completions)
+    weights = update_flops(shape, arm, kl=kl, tokens=lengths.tokens(), again=again)
+    return weights + 2.0 * (adapter + attention)
+
+
+def _runs(tokens: Tokens, forward: float, back: float, probed_back: float) -> tuple[float, float]:
+    """How many tokens of prompts and of completions are run over in all.
+
+    Args:
+        tokens: of the batch.
+        forward, back: how often every token is.
+        probed_back: how often it is on the probe's way back, for which a prompt's tokens are a rollout's own.
+    """
+    prompts = tokens.shared * (forward + back) + tokens.prompts * probed_back
+    return prompts, tokens.scored * (forward + back + probed_back)
 
 
 def update_work(
@@ -149,8 +224,8 @@ def cache_bytes(model: qwen3.Qwen3Config) -> int:
 def prefill_work(model: qwen3.Qwen3Config, prompt_lengths: np.ndarray) -> Work:
     """The floor of reading every source's prompt once; no logits are needed of it."""
     read = int(np.sum(prompt_lengths))
-    stored = layer_weights(model) * jnp.dtype(model.dtype).itemsize
-    return Work(2.0 * read * layer_weights(model), stored + read * cache_bytes(model))
+    stored = prompt_weights(model) * jnp.dtype(model.dtype).itemsize
+    return Work(2.0 * read * prompt_weights(model), stored + read * cache_bytes(model))
 
 
 def decode_work(

@@ -26,18 +26,53 @@ TINY = shapes.SHAPES["tiny"]
 def test_the_floor_counts_a_forward_pass_without_its_attention():
     """Against the products of the model's own forward pass, less those that read no weight."""
     alone = dataclasses.replace(TINY, prompts=TINY.rows, group=1)
-    model, rows, length = alone.model, alone.rows, alone.prompt_tokens + alone.new_tokens
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    valid = jax.ShapeDtypeStruct((rows, length), bool)
+    model, rows, before, new = alone.model, alone.rows, alone.prompt_tokens, alone.new_tokens
+    prompts, tokens = (jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (before, new + 1))
 
-    def forward(base, tokens, valid):
-        return policy.completion_logprobs(model, base, tokens, valid, completion_length=alone.new_tokens, chunk=1024)
+    def forward(base, prompts, tokens):
+        caches = policy.prompt_caches(model, base, prompts, jnp.ones(prompts.shape, bool))
+        return policy.continued_logprobs(model, base, caches, jnp.full(rows, before), tokens, chunk=1024)
 
-    counted = flops.matmul_flops(forward, qwen3.abstract_parameters(model), tokens, valid)
-    attention = 2 * 2 * rows * length**2 * model.num_heads * model.head_dim * model.num_layers
+    counted = flops.matmul_flops(forward, qwen3.abstract_parameters(model), prompts, tokens)
+    compared = (model.num_layers - 1) * before**2 + model.num_layers * new * (before + new)
+    attention = 2 * 2 * rows * compared * model.num_heads * model.head_dim
     none, with_kl = (work.update_flops(alone, "none", kl=kl) for kl in (False, True))
     assert with_kl - none == counted - attention
     assert none == 2 * (counted - attention)
+
+
+def test_every_product_is_counted_once():
+    """Token by token, map by map: what none and routeV's probe need of two groups of two."""
+    shape = dataclasses.replace(TINY, prompts=2, group=2)
+    lengths = work.Lengths(np.array([3, 3, 5, 5]), np.array([2, 4, 1, 3]), group=2)
+    model, heads = shape.model, TINY.model.num_heads * TINY.model.head_dim
+
+    def token(before: int, maps: list[str], *, back: bool, factors: bool, scored: bool = False) -> float:
+        """One token through one layer, which attends to `before` ones and itself; 0 where it attends to nothing."""
+        total = 2 * 2 * heads * before * (3 if back else 1)
+        for name in maps:
+            inside, outside = model.module_shapes()[name]
+            own = 2 * shape.rank * (inside + outside)
+            total += 2 * inside * outside * (2 if back else 1) + 2 * own * (4 if back else 2) + 2 * own * factors
+        return total + scored * 2 * model.hidden_size * model.vocab_size * (2 if back else 1)
+
+    def prompt(length: int, **passes: bool) -> float:
+        whole = sum(token(place + 1, list(lora2r.MODULES), **passes) for place in range(length))
+        last = sum(token(0, ["k_proj", "v_proj"], **passes) for _ in range(length))
+        return (model.num_layers - 1) * whole + last
+
+    def completion(before: int, length: int, **passes: bool) -> float:
+        layers = model.num_layers * sum(token(before + i, list(lora2r.MODULES), **passes) for i in range(length))
+        return layers + length * token(0, [], scored=True, **passes)
+
+    rows = list(zip(lengths.prompts, lengths.completions, strict=True))
+    trained = {"back": True, "factors": True}
+    expected = sum(completion(*row, **trained) for row in rows) + prompt(3, **trained) + prompt(5, **trained)
+    assert work.update_products(shape, "none", kl=False, lengths=lengths) == expected
+    forward, probed = {"back": False, "factors": False}, {"back": True, "factors": False}
+    expected += sum(completion(*row, **probed) for row in rows) + prompt(3, **forward) + prompt(5, **forward)
+    expected += sum(prompt(before, **probed) - prompt(before, **forward) for before, _ in rows)
+    assert work.update_products(shape, "routeV", kl=False, lengths=lengths, again=0.0) == expected
 
 
 def test_the_adapter_and_the_cache_are_counted_as_they_are_stored():
@@ -69,12 +104,16 @@ def test_decoding_reads_what_stands_before_each_token():
 
 def test_utilisation_counts_four_operations_a_weight_and_token():
     """With the head on every token the count is 4 N for none without KL, and 6 for each of the adapter's weights."""
-    tokens = work.Tokens(read=10, shared=10, scored=10)
+    tokens = work.Tokens(prompts=0, shared=0, scored=10)
     weights = work.layer_weights(TINY.model) + work.head_weights(TINY.model)
     own = work.adapter_weights(TINY.model, TINY.rank)
     assert work.update_flops(TINY, "none", kl=False, tokens=tokens, adapter=True) == 10 * (4 * weights + 6 * own)
     routed = work.update_flops(TINY, "routeV", kl=True, tokens=tokens, again=0.0, adapter=True)
     assert routed == 10 * ((4 + 4 + 2) * weights + (6 + 4) * own)
+    tokens = work.Tokens(prompts=14, shared=7, scored=0)  # of which the probe goes back through all
+    weights, own = work.prompt_weights(TINY.model), work.adapter_weights(TINY.model, TINY.rank, of_prompts=True)
+    routed = work.update_flops(TINY, "routeV", kl=True, tokens=tokens, again=0.0, adapter=True)
+    assert routed == 7 * ((4 + 2 + 2) * weights + (6 + 2) * own) + 14 * 2 * (weights + own)
 
 
 def test_the_account_of_memory_is_that_of_real_arrays():

@@ -277,19 +277,34 @@ def _read(
     config = settings.config
     by_kernel = decode_attention.kernel_serves(config, settings.mesh)
     reach = decode_attention.reach(state.step, state.ended, prompts.lengths, rows.seat, seated, by_kernel=by_kernel)
-    place = functools.partial(_constrain, settings)
     cos, sin = qwen3.rotary((rows.prompt_lengths + state.step - 1)[:, None], config)
-    attention = qwen3.Attention(cos=cos, sin=sin)
-    x = place(weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
+    shared = (qwen3.Attention(cos=cos, sin=sin), reach, rows.quarantine_on)
+    read_layer = jax.jit(functools.partial(_read_layer, settings))  # traced once for all layers
+    x = _constrain(settings, weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
     caches = []
     for layer, prompt, cache in zip(weights.layers, prompts.caches, state.caches, strict=True):
-        how = {"attend": functools.partial(decode_attention.attend, place, reach, prompt, cache)}
-        if layer.wide is not None:
-            how["project"] = functools.partial(_project, config, layer.wide, rows.quarantine_on)
-        block, route = qwen3.Block(config), lora2r.Route(rows.quarantine_on)
-        x, cache = block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, **how)
+        x, cache = read_layer(layer, prompt, cache, x, *shared)
         caches.append(cache)
     return qwen3.rms_norm(x[:, 0], weights.head["final_norm"], config.norm_epsilon), tuple(caches)
+
+
+def _read_layer(
+    settings: Settings,
+    layer: Layer,
+    prompt: tuple[Array, Array],
+    cache: tuple[Array, Array],
+    x: Float[Array, "N 1 D"],
+    attention: qwen3.Attention,
+    reach: decode_attention.Reach,
+    quarantine_on: Bool[Array, " N"],
+) -> tuple[Float[Array, "N 1 D"], tuple[Array, Array]]:
+    """The token through one layer, and the layer's cache with it in."""
+    config, place = settings.config, functools.partial(_constrain, settings)
+    how = {"attend": functools.partial(decode_attention.attend, place, reach, prompt, cache)}
+    if layer.wide is not None:
+        how["project"] = functools.partial(_project, config, layer.wide, quarantine_on)
+    block, route = qwen3.Block(config), lora2r.Route(quarantine_on)
+    return block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, **how)
 
 
 def _project(
