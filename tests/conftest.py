@@ -1,16 +1,26 @@
 """Shared fixtures: runtime shape checks, key-reuse checks and the folder of shared data.
 
-Most of the suite's time is XLA's compiler. It is told not to spend effort on code that runs once; end-to-end
-tests run the program in a process of its own, as users do, with the compiler's usual effort.
+Most of the suite's time is XLA's compiler. It is told not to spend effort on code that runs once, and what one run of
+the program has compiled the next one reads from a cache, which all processes of a session share. Where a test needs
+the compiler's usual effort, as users have it, it starts a process without these flags.
 """
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled = tempfile.mkdtemp(prefix="vgrout-tests-compiled-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true " + os.environ.get("XLA_FLAGS", "")
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters "  # the older ones compile 3 times faster
+    + os.environ.get("XLA_FLAGS", "")
 )
 
 import jax

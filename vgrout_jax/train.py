@@ -228,7 +228,7 @@ def update(loop: Loop, rollouts: rollout.Rollouts, ready: Carried) -> tuple[Trai
     key = jax.device_put(keys.label_key(run.config.seed, ready.step), sharding.replicated(run.mesh))
     with jax.transfer_guard("disallow"):
         state, metrics = run.programs.step(ready.state, run.frozen, ready.routing, batch, key)
-    return state, jax.device_get(metrics)
+    return state, jax.device_get(metrics if run.config.log.gradients else metrics.replace(probe=None))
 
 
 def refresh_direction(loop: Loop, ready: Carried) -> Carried:

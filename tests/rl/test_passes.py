@@ -101,29 +101,52 @@ def test_a_rollout_without_advantage_reads_zero(frozen, deltas, attention):
     assert not np.asarray(found)[[1, 3, 4, 5, 6, 7]].any() and not np.asarray(logprobs)[4:].any()
 
 
-@pytest.mark.parametrize("kind", ["route", "clean", "mid"])
-@pytest.mark.parametrize("micro_batch", [2, 8])
-def test_sharing_prompts_changes_neither_the_masked_gradient_nor_what_sampled(
-    frozen, deltas, micro_batch, kind, attention, monkeypatch
-):
-    """All labels in both groups; held against rollouts that are read whole, which is held against solo gradients."""
-    labels = jnp.array([0, 1, 2, 2, 1, 0, 2, 0], jnp.int32) if kind == "route" else jnp.zeros(tiny.ROWS, jnp.int32)
-    row, state = make_row(ADVANTAGES), tiny.state(deltas, optax.identity())
-    old = jnp.full(row.batch.completion_mask.shape, -2.0)
-    found = []
-    for least in (1, 99):
-        monkeypatch.setattr(blocks, "_LEAST_SHARED", least)
-        passes = make_passes(micro_batch, attention, gate={"kind": kind}, loss={"kl_coefficient": 0.1})
-        assert passes.cutter.cut(BUCKET).shares == (least == 1)
-        trained = jax.jit(passes.masked_gradient)(state, frozen, row, labels, old)
-        sampled = jax.jit(passes.sampled_logprobs)(state, frozen, row.batch, row.live)
-        found.append((trained, jnp.where(row.batch.completion_mask, sampled, 0.0)))
-    ((loss, gradient, stats), sampled), ((their_loss, theirs, their_stats), their_sampled) = found
+def make_labels(kind: str):
+    """All labels in both groups; pinned arms have one."""
+    return jnp.array([0, 1, 2, 2, 1, 0, 2, 0], jnp.int32) if kind == "route" else jnp.zeros(tiny.ROWS, jnp.int32)
+
+
+OLD = jnp.full((tiny.ROWS, tiny.NEW_TOKENS), -2.0)
+
+
+def masked_passes(kind: str, micro_batch: int, attention: str = "batch") -> Passes:
+    return make_passes(micro_batch, attention, gate={"kind": kind}, loss={"kl_coefficient": 0.1})
+
+
+@functools.cache
+def read_whole(kind: str):
+    """(frozen, deltas, row) -> what the masked pass gives where no rollout shares anything, one at a time."""
+
+    def masked(frozen, deltas, row):
+        passes = masked_passes(kind, 1)
+        assert not passes.cutter.cut(BUCKET).shares
+        return passes.masked_gradient(tiny.state(deltas, optax.identity()), frozen, row, make_labels(kind), OLD)
+
+    return jax.jit(masked)
+
+
+@pytest.mark.parametrize(("kind", "micro_batch"), [("route", 2), ("route", 8), ("clean", 8), ("mid", 8)])
+def test_sharing_prompts_changes_no_masked_gradient(frozen, deltas, kind, micro_batch, attention):
+    """Held against rollouts that are read whole, which is held against solo gradients."""
+    row, passes = make_row(ADVANTAGES), masked_passes(kind, micro_batch, attention)
+    assert passes.cutter.cut(BUCKET).shares
+    state = tiny.state(deltas, optax.identity())
+    loss, gradient, stats = jax.jit(passes.masked_gradient)(state, frozen, row, make_labels(kind), OLD)
+    their_loss, theirs, their_stats = read_whole(kind)(frozen, deltas, row)
     np.testing.assert_allclose(loss, their_loss, rtol=1e-5)
-    np.testing.assert_allclose(sampled, their_sampled, atol=1e-5)
     np.testing.assert_allclose(stats.kl, their_stats.kl, atol=1e-5)
     for ours, other in zip(jax.tree.leaves(gradient), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(ours, other, atol=1e-4 * max(float(np.abs(other).max()), 1e-6))
+
+
+@pytest.mark.parametrize("micro_batch", [2, 8])
+def test_sharing_prompts_changes_not_what_sampled(frozen, deltas, micro_batch, attention):
+    row, state = make_row(ADVANTAGES), tiny.state(deltas, optax.identity())
+    mask, found = row.batch.completion_mask, []
+    for passes in (make_passes(micro_batch, attention), make_passes(1)):
+        found.append(jax.jit(passes.sampled_logprobs)(state, frozen, row.batch, row.live))
+    ours, theirs = (np.asarray(logprobs)[mask] for logprobs in found)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class StepMetrics:
         losses: `grpo.LossStats`, per rollout.
         old_logprobs: [N, T], recomputed log-probabilities of the policy that sampled, 0 where not needed.
         old_known: [N], whether they were computed.
-        probe: [N, M, r] bfloat16 where the run stores gradients, else None.
+        probe: [N, M, r] bfloat16, of arms that have one, else None; the program is the same whether a run stores it.
     """
 
     loss: jax.Array
@@ -91,7 +91,7 @@ def build_step(config: Config, model: qwen3.Qwen3Config, optimizer: optax.Gradie
             losses=stats,
             old_logprobs=old_logprobs,
             old_known=known,
-            probe=gradients.astype(jnp.bfloat16) if routed and config.log.gradients else None,
+            probe=gradients.astype(jnp.bfloat16) if routed else None,
         )
         return new_state, metrics
 
