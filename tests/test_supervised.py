@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from vgrout_jax import supervised
 from vgrout_jax.config import OptimConfig
-from vgrout_jax.model import qwen3
+from vgrout_jax.model import layout, qwen3
 from vgrout_jax.supervised import FitConfig
 
 ROWS = [([5, 6, 7], [8, 9, 2]), ([5], [10, 2]), ([6, 11, 12, 13], [14, 15, 16, 17, 2]), ([7, 7], [2])]
@@ -20,7 +20,7 @@ FIT = FitConfig(batch=4, micro_batch=4, logprob_chunk=16, optim=OptimConfig(lr=1
 
 
 def parameters(model, scale=4.0):
-    base = qwen3.init_parameters(model, 0)
+    base = layout.init_parameters(model, 0)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf * (scale if leaf.ndim == 3 else 1.0)), base)
 
 
@@ -121,7 +121,7 @@ def test_fit_learns_its_examples_and_repeats_bit_for_bit():
     examples = supervised.lay_out(ROWS, 0)
     config = dataclasses.replace(FIT, epochs=120)
     (first, losses), (second, _) = (
-        supervised.fit(model, qwen3.init_parameters(model, 0), examples, config, tiny.mesh()) for _ in range(2)
+        supervised.fit(model, layout.init_parameters(model, 0), examples, config, tiny.mesh()) for _ in range(2)
     )
     assert len(losses) == 120 and losses[-1] < 0.2 < 2.0 < losses[0]
     jax.tree.map(np.testing.assert_array_equal, first, second)
@@ -130,7 +130,7 @@ def test_fit_learns_its_examples_and_repeats_bit_for_bit():
 def test_masters_are_float32_whatever_the_model_computes_in():
     model = tiny.model(jnp.bfloat16)
     fitted, losses = supervised.fit(
-        model, qwen3.init_parameters(model, 0), supervised.lay_out(ROWS, 0), FIT, tiny.mesh()
+        model, layout.init_parameters(model, 0), supervised.lay_out(ROWS, 0), FIT, tiny.mesh()
     )
     assert {leaf.dtype for leaf in jax.tree.leaves(fitted)} == {jnp.dtype(jnp.float32)}
     assert np.isfinite(losses).all()

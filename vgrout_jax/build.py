@@ -10,7 +10,7 @@ import optax
 from vgrout_jax import compiling, sharding
 from vgrout_jax.config import Config
 from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
-from vgrout_jax.model import hub, lora2r, qwen3
+from vgrout_jax.model import hub, layout, lora2r, qwen3
 from vgrout_jax.rl import extraction, guard
 from vgrout_jax.rl.generation import Generator, build_generator
 from vgrout_jax.rl.optim import make_optimizer
@@ -89,7 +89,7 @@ def load_base(config: Config, path: str | None, model: qwen3.Qwen3Config, mesh: 
     """The base parameters in their shardings: a checkpoint's, or tiny random ones where there is no path."""
     shardings = sharding.parameter_shardings(mesh, model)
     if path is None:
-        return jax.device_put(qwen3.init_parameters(model, config.model.seed), shardings)
+        return jax.device_put(layout.init_parameters(model, config.model.seed), shardings)
     return hub.load_parameters(path, model, shardings)
 
 

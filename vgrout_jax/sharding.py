@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vgrout_jax.config import MeshConfig
-from vgrout_jax.model import lora2r, qwen3
+from vgrout_jax.model import layout, lora2r, qwen3
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -74,8 +74,8 @@ def parameter_shardings(mesh: Mesh | AbstractMesh, config: qwen3.Qwen3Config) ->
     """Shardings in the structure of the base parameters."""
     return jax.tree.map(
         lambda row: sharding_of(mesh, row.axes, row.shape),
-        qwen3.parameter_table(config),
-        is_leaf=qwen3.is_parameter,
+        layout.parameter_table(config),
+        is_leaf=layout.is_parameter,
     )
 
 

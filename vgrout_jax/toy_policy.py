@@ -89,14 +89,14 @@ def pretrain(config: PretrainConfig, folder: Path) -> dict[str, Any]:
     from vgrout_jax import sharding, supervised
     from vgrout_jax.build import model_config
     from vgrout_jax.env import toy_tokens
-    from vgrout_jax.model import qwen3, store
+    from vgrout_jax.model import layout, store
     from vgrout_jax.tokenizer import load_tokenizer
 
     with tempfile.TemporaryDirectory() as scratch:
         files = toy_tokens.write_tokenizer(Path(scratch))
         tokenizer = load_tokenizer(scratch)
         model = model_config(Config(model=config.model), None, tokenizer)
-        parameters, mesh = qwen3.init_parameters(model, config.model.seed), sharding.make_mesh(MeshConfig())
+        parameters, mesh = layout.init_parameters(model, config.model.seed), sharding.make_mesh(MeshConfig())
         record: dict[str, Any] = {"config": dataclasses.asdict(config), "loss": []}
         for stage in (config.skills, config.habits):
             examples = encode_corpus(stage, config.max_completion_tokens, tokenizer)

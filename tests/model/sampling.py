@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax.model import lora2r, padding, qwen3, sampler
+from vgrout_jax.model import layout, lora2r, padding, qwen3, sampler
 
 GROUPED = qwen3.Qwen3Config(
     vocab_size=68,
@@ -31,12 +31,12 @@ def weights(config: qwen3.Qwen3Config, seed: int = 0) -> dict:
     """Parameters large enough that the model's opinions differ from token to token."""
     generator = np.random.default_rng(seed)
 
-    def fill(row: qwen3.Parameter) -> jax.Array:
+    def fill(row: layout.Parameter) -> jax.Array:
         is_norm, scale = "norm" in row.published, 0.6 if "layers" in row.published else 0.3
         values = generator.normal(size=row.shape) * scale + (1.0 if is_norm else 0.0)
         return jnp.asarray(values, config.dtype)
 
-    return jax.tree.map(fill, qwen3.parameter_table(config), is_leaf=qwen3.is_parameter)
+    return jax.tree.map(fill, layout.parameter_table(config), is_leaf=layout.is_parameter)
 
 
 def trained_adapter(config: qwen3.Qwen3Config) -> lora2r.Adapter:
@@ -107,13 +107,13 @@ def published_model(config: qwen3.Qwen3Config):
     ).eval()
     state = {}
 
-    def publish(row: qwen3.Parameter, leaf: jax.Array) -> None:
+    def publish(row: layout.Parameter, leaf: jax.Array) -> None:
         stacked = "{layer}" in row.published
         for layer, values in enumerate(np.asarray(leaf) if stacked else [np.asarray(leaf)]):
             name = row.published.format(layer=layer)
             state[name] = torch.tensor(np.ascontiguousarray(values.T if row.transposed else values))
 
-    jax.tree.map(publish, qwen3.parameter_table(config), fixed(config)[0], is_leaf=qwen3.is_parameter)
+    jax.tree.map(publish, layout.parameter_table(config), fixed(config)[0], is_leaf=layout.is_parameter)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tie_embeddings else set())

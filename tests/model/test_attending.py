@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vgrout_jax.build import attention_for
-from vgrout_jax.model import attending, qwen3
+from vgrout_jax.model import attending, layout, qwen3
 
 ROWS, LENGTH = 3, 14
 
@@ -89,7 +89,7 @@ def test_cudnn_s_attention_is_asked_for_where_it_serves(monkeypatch):
         return own(*arrays, is_causal=is_causal, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    base = jax.tree.map(jnp.asarray, qwen3.init_parameters(config, 0))
+    base = jax.tree.map(jnp.asarray, layout.init_parameters(config, 0))
     tokens = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
     aligned = qwen3.Qwen3(config).apply({"params": base}, tokens, qwen3.aligned_attention(LENGTH, config))
     assert set(calls) == {(True, "cudnn")}
@@ -109,7 +109,7 @@ def test_cudnn_s_attention_behind_a_prompt_gets_a_mask(monkeypatch):
         return own(*arrays, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    base = jax.tree.map(jnp.asarray, qwen3.init_parameters(config, 0))
+    base = jax.tree.map(jnp.asarray, layout.init_parameters(config, 0))
     tokens = jnp.arange(ROWS * LENGTH).reshape(ROWS, LENGTH)
     generator = np.random.default_rng(2)
     before = [jnp.asarray(generator.normal(size=(2, ROWS, 10, 2, 8)), jnp.bfloat16) for _ in range(2)]

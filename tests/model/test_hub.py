@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tests.model import tiny
 from vgrout_jax import sharding
 from vgrout_jax.config import MeshConfig
-from vgrout_jax.model import hub, qwen3, shards
+from vgrout_jax.model import hub, layout, qwen3, shards
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -142,9 +142,9 @@ def write_large_checkpoint(folder: Path) -> int:
     fields |= {"num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
     sizes = {**fields, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps({**sizes, "architectures": ["Qwen3ForCausalLM"]}))
-    table = qwen3.parameter_table(hub.load_config(folder))
+    table = layout.parameter_table(hub.load_config(folder))
     files: dict[str, dict[str, torch.Tensor]] = {}
-    for row in jax.tree.leaves(table, is_leaf=qwen3.is_parameter):
+    for row in jax.tree.leaves(table, is_leaf=layout.is_parameter):
         stacked = "{layer}" in row.published
         shape = row.shape[1:] if stacked else row.shape
         for layer in range(row.shape[0] if stacked else 1):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgrout_jax.model import lora2r, policy, qwen3
+from vgrout_jax.model import layout, lora2r, policy, qwen3
 
 RANK = 2
 CONFIG = qwen3.Qwen3Config(64, 16, 24, 2, 4, 2, 6)
@@ -19,7 +19,7 @@ def model():
     """Base parameters, large enough to matter, and an adapter that has moved."""
     generator = np.random.default_rng(0)
     # Ten times the usual spread, so that attention is not flat. Norms stay ones.
-    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), qwen3.init_parameters(CONFIG, 0))
+    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), layout.init_parameters(CONFIG, 0))
     init = jax.tree.map(jnp.asarray, lora2r.init_factors(CONFIG.module_shapes(), 2, RANK, seed=0))
     deltas = jax.tree.map(lambda leaf: jnp.float32(0.1 * generator.normal(size=leaf.shape)), init)
     return base, lora2r.Adapter(init=init, deltas=deltas)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgrout_jax.model import lora2r, policy, qwen3
+from vgrout_jax.model import layout, lora2r, policy, qwen3
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 12, 40
 CHUNKS = (1, 4, 5, 7, 21, 1000)  # of 21 tokens: dividing, not dividing, all, more than all
@@ -91,7 +91,7 @@ BUCKET = 5
 def model() -> tuple[dict, lora2r.Adapter]:
     generator = np.random.default_rng(3)
     # Ten times the usual spread: probabilities that are not flat. Norms stay ones.
-    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), qwen3.init_parameters(CONFIG, 0))
+    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), layout.init_parameters(CONFIG, 0))
     init = jax.tree.map(jnp.asarray, lora2r.init_factors(CONFIG.module_shapes(), 2, 2, seed=0))
     deltas = jax.tree.map(lambda leaf: jnp.float32(0.1 * generator.normal(size=leaf.shape)), init)
     return base, lora2r.Adapter(init=init, deltas=deltas)

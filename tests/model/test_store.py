@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
-from vgrout_jax.model import hub, qwen3, shards, store
+from vgrout_jax.model import hub, layout, qwen3, shards, store
 from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ def random_parameters(model: qwen3.Qwen3Config, seed: int = 0) -> dict:
         width = leaf.shape[-1] if leaf.shape[0] == model.vocab_size else leaf.shape[-2]
         return (noise * width**-0.5).astype(leaf.dtype)
 
-    return jax.tree.map(draw, qwen3.abstract_parameters(model))
+    return jax.tree.map(draw, layout.abstract_parameters(model))
 
 
 def save(folder: Path, parameters: dict, model: qwen3.Qwen3Config, **options) -> Path:
@@ -271,7 +271,7 @@ def test_saving_holds_no_second_copy(tmp_path):
         model = test_store.shape(
             vocab_size=32768, hidden_size=1024, intermediate_size=3072, num_layers=18, num_heads=8, head_dim=128
         )
-        parameters = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), qwen3.abstract_parameters(model))
+        parameters = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), layout.abstract_parameters(model))
         test_store.save(sys.argv[1] + "/small", test_store.random_parameters(test_store.shape()), test_store.shape())
         size, before = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters)), peak()
         test_store.save(sys.argv[1] + "/model", parameters, model, dtype="bfloat16", shard_bytes=2 * 10**8)

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vgrout_jax.config import TOY
-from vgrout_jax.model import qwen3, shards
+from vgrout_jax.model import layout, qwen3, shards
 from vgrout_jax.model.shards import model_error
 
 # Configuration, weights, tokenizer, chat template.
@@ -202,7 +202,7 @@ def load_parameters(
         shardings: in the structure of the parameters (`sharding.parameter_shardings`); None: default device.
 
     Returns:
-        The tree of `qwen3.parameter_table`. The lm_head.weight that some tied checkpoints store as well is
+        The tree of `layout.parameter_table`. The lm_head.weight that some tied checkpoints store as well is
         compared with the embeddings and dropped.
 
     Raises:
@@ -210,14 +210,14 @@ def load_parameters(
             file is missing, truncated or corrupt.
     """
     found = shards.list_tensors(model_folder(path))
-    table = qwen3.parameter_table(config)
+    table = layout.parameter_table(config)
     _check_tensors(found, table, config)
-    rows = jax.tree.leaves(table, is_leaf=qwen3.is_parameter)
+    rows = jax.tree.leaves(table, is_leaf=layout.is_parameter)
     total = sum(math.prod(row.shape) for row in rows) * np.dtype(config.dtype).itemsize
 
     with tqdm(total=total, desc="weights", unit="B", unit_scale=True, disable=None) as progress:
 
-        def load(row: qwen3.Parameter, sharding: Any = None) -> jax.Array:
+        def load(row: layout.Parameter, sharding: Any = None) -> jax.Array:
             leaf = _aligned_empty(row.shape, np.dtype(config.dtype))
             _fill(leaf, row, found, progress)
             if sharding is None:
@@ -227,10 +227,10 @@ def load_parameters(
             return jax.block_until_ready(array)  # else the host would hold the next leaf besides this one
 
         trees = (table,) if shardings is None else (table, shardings)
-        return jax.tree.map(load, *trees, is_leaf=qwen3.is_parameter)
+        return jax.tree.map(load, *trees, is_leaf=layout.is_parameter)
 
 
-def _published(row: qwen3.Parameter) -> tuple[list[str], tuple[int, ...]]:
+def _published(row: layout.Parameter) -> tuple[list[str], tuple[int, ...]]:
     """The published names that one leaf is stacked from, in order, and the shape of each."""
     stacked = "{layer}" in row.published
     layers = range(row.shape[0]) if stacked else range(1)
@@ -240,7 +240,7 @@ def _published(row: qwen3.Parameter) -> tuple[list[str], tuple[int, ...]]:
 
 def _check_tensors(found: dict[str, shards.Tensor], table: dict[str, Any], config: qwen3.Qwen3Config) -> None:
     expected: dict[str, tuple[int, ...]] = {}
-    for row in jax.tree.leaves(table, is_leaf=qwen3.is_parameter):
+    for row in jax.tree.leaves(table, is_leaf=layout.is_parameter):
         names, shape = _published(row)
         expected |= dict.fromkeys(names, shape)
     missing = [name for name in expected if name not in found]
@@ -281,7 +281,7 @@ def _aligned_empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return buffer[start : start + size].view(dtype).reshape(shape)
 
 
-def _fill(leaf: np.ndarray, row: qwen3.Parameter, found: dict[str, shards.Tensor], progress: tqdm) -> None:
+def _fill(leaf: np.ndarray, row: layout.Parameter, found: dict[str, shards.Tensor], progress: tqdm) -> None:
     """Reads the leaf's published tensors into it, layer by layer and block by block."""
     parts = leaf if "{layer}" in row.published else leaf[None]
     for name, part in zip(_published(row)[0], parts, strict=True):

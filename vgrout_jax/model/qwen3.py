@@ -1,7 +1,6 @@
 """Qwen3 (dense) in Flax linen: layers scanned over stacked parameters, the LoRA2r adapter as an argument.
 
-One table, `parameter_table`, gives every parameter's shape, logical axes and published name; initialisation,
-loading, sharding and the abstract tree all come from it.
+The parameters' shapes, logical axes and published names stand in `model/layout.py`.
 
 Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 """
@@ -9,12 +8,11 @@ Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
@@ -58,67 +56,8 @@ class Qwen3Config:
         return dict(zip(lora2r.MODULES, shapes, strict=True))
 
 
-class Parameter(NamedTuple):
-    """One row of the parameter table: stacked shape, logical axes, published name, and whether that is [out, in]."""
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    published: str  # with {layer} where layers are stacked
-    transposed: bool = False
-
-
 # The maps that read the same input, in the order in which a layer runs them.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
-
-_MAP_AXES = {
-    "q_proj": ("embed", "heads"),
-    "k_proj": ("embed", "kv_heads"),
-    "v_proj": ("embed", "kv_heads"),
-    "o_proj": ("heads", "embed"),
-    "gate_proj": ("embed", "mlp"),
-    "up_proj": ("embed", "mlp"),
-    "down_proj": ("mlp", "embed"),
-}
-
-
-def parameter_table(config: Qwen3Config) -> dict[str, Any]:
-    """The tree of `Parameter` rows, in the structure of the parameters themselves."""
-    layers, d, e, v = config.num_layers, config.hidden_size, config.head_dim, config.vocab_size
-
-    def layer_row(shape: tuple, axes: tuple, name: str, transposed: bool = False) -> Parameter:
-        published = "model.layers.{layer}." + name + ".weight"
-        return Parameter((layers, *shape), ("layers", *axes), published, transposed)
-
-    rows = {
-        name: layer_row(shape, _MAP_AXES[name], ("self_attn." if index < 4 else "mlp.") + name, transposed=True)
-        for index, (name, shape) in enumerate(config.module_shapes().items())
-    }
-    rows["input_norm"] = layer_row((d,), (None,), "input_layernorm")
-    rows["post_norm"] = layer_row((d,), (None,), "post_attention_layernorm")
-    rows["q_norm"] = layer_row((e,), (None,), "self_attn.q_norm")
-    rows["k_norm"] = layer_row((e,), (None,), "self_attn.k_norm")
-    table = {
-        "embed": Parameter((v, d), ("vocab", "embed"), "model.embed_tokens.weight"),
-        "layers": rows,
-        "final_norm": Parameter((d,), (None,), "model.norm.weight"),
-    }
-    if not config.tie_embeddings:
-        table["lm_head"] = Parameter((d, v), ("embed", "vocab"), "lm_head.weight", transposed=True)
-    return table
-
-
-def is_parameter(leaf: Any) -> bool:
-    """Whether a node of the table is a row (a NamedTuple is a pytree node of its own otherwise)."""
-    return isinstance(leaf, Parameter)
-
-
-def abstract_parameters(config: Qwen3Config) -> dict[str, Any]:
-    """The parameter tree as `jax.ShapeDtypeStruct`s, without allocating."""
-    return jax.tree.map(
-        lambda row: jax.ShapeDtypeStruct(row.shape, config.dtype),
-        parameter_table(config),
-        is_leaf=is_parameter,
-    )
 
 
 @struct.dataclass
@@ -410,15 +349,3 @@ def packed_attention(packed: packing.Packing, config: Qwen3Config) -> Attention:
     before = packed.before.at[packed.sequence].get(mode="fill", fill_value=0)
     cos, sin = rotary((before + packed.place)[:, None], config)
     return Attention(cos=cos, sin=sin, packed=packed)
-
-
-def init_parameters(config: Qwen3Config, seed: int) -> dict[str, Any]:
-    """Random parameters on the host, NumPy arrays from `seed`: norms one, all else Normal(0, 0.02)."""
-    generator = np.random.default_rng(seed)
-
-    def draw(row: Parameter) -> np.ndarray:
-        if "norm" in row.published:
-            return np.ones(row.shape, config.dtype)
-        return (0.02 * generator.standard_normal(row.shape, np.float32)).astype(config.dtype)
-
-    return jax.tree.map(draw, parameter_table(config), is_leaf=is_parameter)

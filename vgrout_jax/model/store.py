@@ -20,7 +20,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from vgrout_jax.model import qwen3, shards
+from vgrout_jax.model import layout, qwen3, shards
 
 SHARD_BYTES = 4 * 10**9
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # name -> safetensors' own
@@ -79,14 +79,14 @@ class Piece:
 def pieces(model: qwen3.Qwen3Config) -> list[Piece]:
     """Every published tensor of a model: embeddings, layer after layer, final norm, the head if it is separate."""
 
-    def of_row(path: tuple[str, ...], row: qwen3.Parameter) -> list[Piece]:
+    def of_row(path: tuple[str, ...], row: layout.Parameter) -> list[Piece]:
         stacked = "{layer}" in row.published
         shape = row.shape[1:] if stacked else row.shape
         shape = shape[::-1] if row.transposed else shape
         layers = range(row.shape[0]) if stacked else [None]
         return [Piece(row.published.format(layer=n), shape, path, n, row.transposed) for n in layers]
 
-    table = qwen3.parameter_table(model)
+    table = layout.parameter_table(model)
     stacked = [piece for name, row in table["layers"].items() for piece in of_row(("layers", name), row)]
     ends = {name: of_row((name,), row) for name, row in table.items() if name != "layers"}
     layers = sorted(stacked, key=lambda piece: piece.layer)  # stable: the table's order within a layer
@@ -111,7 +111,7 @@ def save_checkpoint(
 
     Args:
         folder: created; it appears when everything is in it.
-        parameters: tree of `qwen3.parameter_table`, NumPy or jax arrays of any float type, sharded or not.
+        parameters: tree of `layout.parameter_table`, NumPy or jax arrays of any float type, sharded or not.
         model: their shape.
         dtype: of the file: float32, bfloat16 or float16, as a name or a dtype.
         tokenizer_files: copied by name (`find_tokenizer_files` lists those of a model's folder).
@@ -163,7 +163,7 @@ def check_parameters(parameters: Mapping[str, Any], model: qwen3.Qwen3Config) ->
     Raises:
         ValueError: naming the leaf that is missing, surplus or of another shape.
     """
-    expected = {jax.tree_util.keystr(path): row.shape for path, row in _rows(qwen3.abstract_parameters(model))}
+    expected = {jax.tree_util.keystr(path): row.shape for path, row in _rows(layout.abstract_parameters(model))}
     found = {jax.tree_util.keystr(path): leaf.shape for path, leaf in _rows(parameters)}
     for name in {**expected, **found}:
         if expected.get(name) != found.get(name):
