@@ -51,7 +51,8 @@ def tree(tmp_path):
 
 def decide(tree, *arguments):
     command = ["bash", str(tree / "launch" / "decide.sh"), *arguments]
-    return subprocess.run(command, cwd=tree, capture_output=True, text=True, timeout=120)
+    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
 
 
 def calls(tree):

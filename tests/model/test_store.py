@@ -264,7 +264,7 @@ def test_saving_holds_no_second_copy(tmp_path):
     program = """
         import sys, jax, jax.numpy as jnp
         from tests.model import test_store
-        from vgrout_jax.model import qwen3
+        from vgrout_jax.model import layout
         def peak():
             status = open("/proc/self/status").read().split()
             return int(status[status.index("VmHWM:") + 1]) * 1024
