@@ -8,9 +8,8 @@ stays on the device beside it. No program may hold a float32 array of all rollou
 fails where one does. A second table adds up by formula what training at this shape has to keep.
 
 The temporaries are those of the backend that compiles. XLA has no bfloat16 products on the CPU: it computes them in
-float32 there and keeps whole copies of weights and of the layers' inputs in that type, which the command names. Of a
-bfloat16 model's update and prefill the CPU's analysis therefore says well more than an accelerator needs; the decode
-loop, nearly all of it arguments, is much the same on both.
+float32 there, and would convert what a loop over layers reads as a whole before the loop. It is told not to, so that
+weights and kept products count in their own type, as they do on an accelerator.
 """
 
 import argparse
@@ -35,8 +34,10 @@ from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
 from vgrout_jax.rl.blocks import Cutter
 
 COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s")
+# Copies of whole stacks in float32, made once before the loop that reads a layer at a time, are the CPU's alone.
+_OPTIONS = {"cpu": {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}}
+_CALLED = re.compile(r" fusion\(.*calls=(%[\w.-]+)")
 _ARRAY = re.compile(r"\bf32\[([0-9,]+)\]")
-_CONVERT = re.compile(r"= f32\[([0-9,]+)\][^=]*? convert\(")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
     started = time.perf_counter()
     lowered = program.lower()
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=_OPTIONS.get(jax.default_backend()))
     ended = time.perf_counter()
     memory, text = compiled.memory_analysis(), compiled.as_text()
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
@@ -132,7 +133,6 @@ def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
         "donated": memory.alias_size_in_bytes,
         "beside": program.beside,
         "in all": total - memory.alias_size_in_bytes + program.beside,
-        "weight_copies": weight_copies(text, shape),
         "trace s": traced - started,
         "compile s": ended - traced,
         "largest": largest_arrays(text),
@@ -141,8 +141,10 @@ def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
 
 
 def largest_arrays(text: str, count: int = 3) -> list[str]:
-    """The shapes of the largest float32 arrays that a program's text names."""
-    found = {dims for dims in _ARRAY.findall(text)}
+    """The shapes of the largest float32 arrays of a program's text; those inside a fusion never exist."""
+    fused = set(_CALLED.findall(text))
+    bodies = [body for body in text.split("\n\n") if body.lstrip().partition(" ")[0] not in fused]
+    found = {dims for body in bodies for dims in _ARRAY.findall(body)}
     return sorted(found, key=lambda dims: -math.prod(map(int, dims.split(","))))[:count]
 
 
@@ -151,15 +153,6 @@ def whole_logits(text: str, shape: shapes.Shape) -> list[str]:
     vocabulary, least = shape.model.vocab_size, shape.rows * shape.new_tokens * shape.model.vocab_size
     found = {dims: [int(size) for size in dims.split(",")] for dims in set(_ARRAY.findall(text))}
     return [dims for dims, sizes in found.items() if vocabulary in sizes and math.prod(sizes) >= least]
-
-
-def weight_copies(text: str, shape: shapes.Shape) -> int:
-    """Bytes of the weights of another type that a program converts to float32 as a whole, each shape counted once."""
-    if jnp.dtype(shape.model.dtype) == jnp.float32:
-        return 0
-    stacked = {(shape.model.num_layers, *pair) for pair in shape.model.module_shapes().values()}
-    weights = {",".join(map(str, dims)) for dims in (*stacked, (shape.model.vocab_size, shape.model.hidden_size))}
-    return sum(4 * math.prod(map(int, dims.split(","))) for dims in weights & set(_CONVERT.findall(text)))
 
 
 def kept_inputs(model: qwen3.Qwen3Config, tokens: int) -> int:
@@ -232,10 +225,6 @@ def show(options: argparse.Namespace, found: dict[str, Any], kept: dict[str, int
     for name, figures in found.items():
         print(f"{name}: the largest float32 arrays are {', '.join(f'[{dims}]' for dims in figures['largest'])}")
     print(f"traced, lowered and compiled in {compiling:.1f} s")
-    for name, figures in found.items():
-        if figures["weight_copies"]:
-            copies = figures["weight_copies"] / 2**30
-            print(f"{name}: the temporaries hold float32 copies of weights, about {copies:.1f} GiB; see --help")
     tables.show(
         "to be kept, by formula, in GiB", ("what", "GiB"), [[name, size / 2**30] for name, size in kept.items()]
     )

@@ -226,3 +226,29 @@ def test_a_program_that_makes_the_logits_of_all_rollouts_is_found_out():
     found = memory.look(program, TINY)
     assert found["whole_logits"] and found["arguments"] == 4 * (8 * 16 * 64 + 64 * 512)
     assert found["in all"] == found["arguments"] + found["outputs"] + found["temporaries"] + 7
+
+
+def test_what_a_loop_reads_is_not_counted_in_another_type():
+    """Products of bfloat16 stacks, a layer at a time; the CPU would convert the whole stack to float32 first."""
+    layers, width = 16, 256
+
+    def product(x, stack):
+        return jax.lax.scan(lambda x, weights: (jnp.tanh(x @ weights), None), x, stack)[0]
+
+    arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((8, width), (layers, width, width))]
+    found = memory.look(memory.Program("loop", lambda: jax.jit(product).lower(*arrays), 0), TINY)
+    assert found["temporaries"] < 4 * width * width * layers / 2
+    assert f"{layers},{width},{width}" not in found["largest"]
+
+
+def test_arrays_inside_a_fusion_are_not_listed():
+    text = """%inner (p: bf16[9,9]) -> bf16[9] {
+  %c = f32[9,9]{1,0} convert(%p)
+}
+
+ENTRY %main (x: bf16[9,9]) -> bf16[9] {
+  ROOT %f = bf16[9]{0} fusion(%x), kind=kLoop, calls=%inner, metadata={}
+  %y = f32[5]{0} add(%z, %z)
+}"""
+    assert memory.largest_arrays(text) == ["5"]
+    assert memory.largest_arrays(text.replace("fusion(", "call(")) == ["9,9", "5"]
