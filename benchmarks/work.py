@@ -104,8 +104,8 @@ def every_position(shape: shapes.Shape) -> Lengths:
 
 def valid_tokens(shape: shapes.Shape, valid: np.ndarray, completion_mask: np.ndarray) -> Lengths:
     """Those that are no padding, of [N, S] and [N, T] masks."""
-    prompts = np.sum(valid[:, : -shape.new_tokens], axis=1, dtype=np.int64)
-    return Lengths(prompts, np.sum(completion_mask, axis=1, dtype=np.int64), shape.group)
+    parts = np.asarray(valid)[:, : -shape.new_tokens], np.asarray(completion_mask)
+    return Lengths(*(part.sum(axis=1, dtype=np.int64) for part in parts), shape.group)
 
 
 def layer_weights(model: qwen3.Qwen3Config) -> int:
