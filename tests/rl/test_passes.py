@@ -125,7 +125,8 @@ def read_whole(kind: str):
     return jax.jit(masked)
 
 
-@pytest.mark.parametrize(("kind", "micro_batch"), [("route", 2), ("route", 8), ("clean", 8), ("mid", 8)])
+@pytest.mark.parametrize("kind", ["route", "clean", "mid"])
+@pytest.mark.parametrize("micro_batch", [2, 8])
 def test_sharing_prompts_changes_no_masked_gradient(frozen, deltas, kind, micro_batch, attention):
     """Held against rollouts that are read whole, which is held against solo gradients."""
     row, passes = make_row(ADVANTAGES), masked_passes(kind, micro_batch, attention)
