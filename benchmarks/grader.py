@@ -151,7 +151,7 @@ def hangs(grader: Grader, requests: list[GradeRequest]) -> dict[str, float]:
 
 def main() -> None:
     options = _options()
-    problems = load_problems([options.problems])
+    problems = load_problems([options.problems], setting="--problems")
     work = own_work(problems)
     quick = mix([problem for problem, seconds in zip(problems, work, strict=True) if seconds < _SLOW])
     requests = mix(problems)

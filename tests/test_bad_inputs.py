@@ -172,8 +172,9 @@ def bad_hints(text: str) -> Callable[[Inputs], None]:
 
 
 CASES: dict[str, tuple[Callable[[Inputs], None], str]] = {
-    "no such file": (settings(data__train=("nowhere.jsonl",)), "nowhere.jsonl: no such file"),
-    "unknown built-in": (settings(data__train=("builtin:other",)), "problem source 'builtin:other' is unknown"),
+    "no such file": (settings(data__train=("nowhere.jsonl",)), "data.train: nowhere.jsonl: no such file; name an "),
+    "no such held-out file": (settings(data__heldout=("nowhere.jsonl",)), "data.heldout: nowhere.jsonl: no such"),
+    "unknown built-in": (settings(data__train=("builtin:other",)), "data.train: 'builtin:other' is unknown"),
     "cut gzip file": (broken_gzip, "problems.jsonl.gz: must be a complete gzip file"),
     "no JSON": (rows("problems", "{half"), "problems.jsonl:2: must be a line of JSON"),
     "no object": (rows("problems", "[1]"), "problems.jsonl:2: must be a JSON object, got list"),

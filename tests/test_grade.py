@@ -54,4 +54,7 @@ def test_right_lines_end_with_status_zero_and_a_table(tmp_path: Path, capsys: py
 def test_missing_files_end_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert grade.main(["--problems=builtin:smoke", f"--completions={tmp_path / 'none'}"]) == 1
     assert grade.main([f"--problems={tmp_path / 'none.jsonl'}", f"--completions={tmp_path}"]) == 1
-    assert capsys.readouterr().err.count("grade: ") == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2 and all("; name an existing " in line for line in errors)
+    assert errors[0].startswith(f"grade: --completions: {tmp_path / 'none'}: No such file")
+    assert errors[1].startswith(f"grade: --problems: {tmp_path / 'none.jsonl'}: no such file")

@@ -34,8 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        problems = {problem.id: problem for problem in load_problems(options.problems)}
-        lines = Path(options.completions).read_bytes().split(b"\n")
+        problems = {problem.id: problem for problem in load_problems(options.problems, setting="--problems")}
+        lines = _lines(options.completions)
         grader = Grader(_config(options))
     except (OSError, ValueError, RuntimeError) as error:
         print(f"grade: {error}", file=sys.stderr)
@@ -144,6 +144,13 @@ def _output(path: str | None) -> Any:
 
 def _config(options: argparse.Namespace) -> GraderConfig:
     return GraderConfig(workers=options.workers, allow_unsandboxed=options.allow_unsandboxed)
+
+
+def _lines(path: str) -> list[bytes]:
+    try:
+        return Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise ValueError(f"--completions: {path}: {error.strerror}; name an existing JSONL file") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -113,9 +113,9 @@ def load_world(config: Config, tokenizer: ChatTokenizer) -> World:
     Raises:
         ValueError, FileNotFoundError: with one line that names the file, problem or field.
     """
-    found = problems.load_problems(config.data.train)
+    found = problems.load_problems(config.data.train, setting="data.train")
     if config.data.heldout:
-        train, heldout = found, problems.load_problems(config.data.heldout)
+        train, heldout = found, problems.load_problems(config.data.heldout, setting="data.heldout")
     else:
         train, heldout = problems.split_heldout(found, config.data.heldout_frac, config.data.seed)
     problems.check_disjoint(train, heldout)

@@ -125,7 +125,7 @@ def test_a_bad_field_is_named_with_its_line(tmp_path, changes, words):
     source = _write(tmp_path / "a.jsonl", _row("good"), _row(**changes))
     with pytest.raises(ValueError) as error:
         load_problems([source])
-    assert str(error.value).startswith(f"{source}:2: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"problems: {source}:2: ") and "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
 
 

@@ -68,7 +68,7 @@ class Problem:
     judging_sentence: str | None = None
 
 
-def load_problems(sources: Sequence[str]) -> list[Problem]:
+def load_problems(sources: Sequence[str], *, setting: str = "problems") -> list[Problem]:
     """Every problem of every source, in order, concatenated.
 
     Args:
@@ -76,6 +76,7 @@ def load_problems(sources: Sequence[str]) -> list[Problem]:
             Hugging Face dataset (`owner/name`, or `owner/name:split`; the default split is train), or built in:
             `builtin:smoke`, `builtin:toy`, `builtin:toy_dev`, `builtin:toy_heldout`. Datasets are read through
             the `datasets` package and its cache.
+        setting: what named them, a field of the configuration or an option; every message begins with it.
 
     Returns:
         The problems, at least one per source.
@@ -83,10 +84,19 @@ def load_problems(sources: Sequence[str]) -> list[Problem]:
     Raises:
         FileNotFoundError: a file that does not exist.
         ValueError: no source, an unreadable source, a malformed row or an id that occurs twice; the message
-            names source, line and field.
+            names setting, source, line and field.
     """
+    try:
+        return _load(sources)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{setting}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
+
+
+def _load(sources: Sequence[str]) -> list[Problem]:
     if isinstance(sources, str) or not sources:
-        raise ValueError(f"problem sources must be a non-empty list of paths, URLs or names, got {sources!r}")
+        raise ValueError(f"must be a non-empty list of paths, URLs or names, got {sources!r}")
     problems: list[Problem] = []
     seen: dict[str, str] = {}
     for source in sources:
@@ -227,7 +237,7 @@ def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = toy.problem_rows(_TOY_SPLITS[source])
         return ((f"{source}: row {number}", row) for number, row in enumerate(rows, start=1))
     if source.startswith("builtin:"):
-        raise ValueError(f"problem source {source!r} is unknown; built in are {', '.join((SMOKE, *_TOY_SPLITS))}")
+        raise ValueError(f"{source!r} is unknown; built in are {', '.join((SMOKE, *_TOY_SPLITS))}")
     if source.startswith(("http://", "https://")):
         return _parse_jsonl(_download(source), source)
     name = _DATASET_NAME.fullmatch(source)
@@ -241,7 +251,7 @@ def _download(url: str) -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:
             return response.read()
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ValueError(f"problem source {url!r} could not be downloaded: {error}") from error
+        raise ValueError(f"{url!r} could not be downloaded: {error}") from error
 
 
 def _dataset_rows(source: str, name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -254,7 +264,7 @@ def _dataset_rows(source: str, name: str, split: str) -> Iterator[tuple[str, dic
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
-            f"problem source {source!r} is no existing file and could not be loaded as a Hugging Face "
+            f"{source!r} is no existing file and could not be loaded as a Hugging Face "
             f"dataset: {type(error).__name__}: {reason}"
         ) from error
     for number, row in enumerate(dataset, start=1):

@@ -234,7 +234,7 @@ def _files(source: str) -> Iterator[tuple[Path | Traversable, str | None]]:
         raise ValueError(f"teacher.pool: {source!r} is unknown; the only built-in pool is {SMOKE}")
     path = Path(source)
     if not path.exists():
-        raise FileNotFoundError(f"teacher.pool: {source}: no such file or folder")
+        raise FileNotFoundError(f"teacher.pool: {source}: no such file or folder; name an existing one or {SMOKE}")
     folder = path if path.is_dir() else path.parent
     tokenizer_sha256 = None
     if (folder / SIDECAR).is_file():
