@@ -83,12 +83,12 @@ def load_tokenizer(path: Optional[str] = None) -> ChatTokenizer:
         _check_folder(Path(source))
     # Without PyTorch transformers advises on import to install it, and none of it is needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    # The automatic class imports PyTorch where it is installed, which takes seconds.
-    kind = PreTrainedTokenizerFast if path is None else AutoTokenizer
+    if path is None:
+        from transformers import PreTrainedTokenizerFast as Backend
+    else:  # picks the class; the import alone imports PyTorch where it is installed, which takes seconds
+        from transformers import AutoTokenizer as Backend
     try:
-        backend = kind.from_pretrained(source)
+        backend = Backend.from_pretrained(source)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"model.path must name a model with a tokenizer, got {source}: {reason}") from error

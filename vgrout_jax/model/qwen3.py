@@ -174,7 +174,7 @@ class Block(nn.Module):
             queries, keys, values = map(heads, linear(GROUPS[0], hidden))
             queries, keys = placed("q_norm", queries), placed("k_norm", keys)
             if attend is None:
-                mixed, cache = self._attend(queries, keys, values, attention), (keys, values)
+                mixed, cache = _attend(config, queries, keys, values, attention), (keys, values)
             else:
                 mixed, cache = attend(queries, keys, values)
             mixed = checkpoint_name(mixed, "product")
@@ -185,30 +185,32 @@ class Block(nn.Module):
             x = x + linear(GROUPS[3], nn.silu(gate) * up)[0]
         return x, cache
 
-    def _attend(self, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
-        if self.config.attention in attending.CUDNN and attention.valid is None:
-            return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
-        by_rows = self.config.attention == "rows"
-        return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
 
-    def attend_behind(
-        self, before: tuple[Array, Array], attention: Attention, *tokens: Array
-    ) -> tuple[Array, tuple[Array, Array]]:
-        """Attention to keys and values of earlier tokens, [N, B, K, E], and to these; for `__call__`'s `attend`.
+def _attend(config: Qwen3Config, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
+    if config.attention in attending.CUDNN and attention.valid is None:
+        return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
+    by_rows = config.attention == "rows"
+    return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
 
-        Where tokens are packed, the earlier ones are those before each sequence, [S, B, K, E].
-        """
-        queries, *own = tokens
-        if attention.packed is not None:
-            flat = (leaf[:, 0] for leaf in tokens)
-            mixed = packing.attend(*flat, before, attention.packed, cudnn=self.config.attention == "cudnn_packed")
-            return mixed[:, None], tuple(own)
-        keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(before, own, strict=True))
-        if self.config.attention in attending.CUDNN:
-            causal = jnp.tri(queries.shape[1], keys.shape[1], keys.shape[1] - queries.shape[1], dtype=bool)
-            mask = causal & attention.valid[:, None, None]
-            return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn"), tuple(own)
-        return self._attend(queries, keys, values, attention), tuple(own)
+
+def _attend_behind(
+    config: Qwen3Config, before: tuple[Array, Array], attention: Attention, *tokens: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """Attention to keys and values of earlier tokens, [N, B, K, E], and to these; for the `attend` of `Block`.
+
+    Where tokens are packed, the earlier ones are those before each sequence, [S, B, K, E].
+    """
+    queries, *own = tokens
+    if attention.packed is not None:
+        flat = (leaf[:, 0] for leaf in tokens)
+        mixed = packing.attend(*flat, before, attention.packed, cudnn=config.attention == "cudnn_packed")
+        return mixed[:, None], tuple(own)
+    keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(before, own, strict=True))
+    if config.attention in attending.CUDNN:
+        causal = jnp.tri(queries.shape[1], keys.shape[1], keys.shape[1] - queries.shape[1], dtype=bool)
+        mask = causal & attention.valid[:, None, None]
+        return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn"), tuple(own)
+    return _attend(config, queries, keys, values, attention), tuple(own)
 
 
 class Qwen3(nn.Module):
@@ -236,23 +238,24 @@ class Qwen3(nn.Module):
             before: keys and values of what stands before the tokens, [L, N, B, K, E] each, or None; what of it may
                 be read says `attention.valid`.
         """
-        config = self.config
+        config, block = self.config, Block(self.config, parent=None)
         shape = (config.vocab_size, config.hidden_size)
         embed = self.param("embed", nn.initializers.normal(0.02), shape, config.dtype)
         x = embed[tokens]
 
-        def body(block: Block, carry: Array, layer: AdapterLayer | None, earlier: Any) -> tuple[Array, None]:
-            attend = None if earlier is None else functools.partial(block.attend_behind, earlier, attention)
-            return block(carry, attention, layer, route, attend=attend)[0], None
+        def initial(key: Array) -> dict:
+            keys = jax.random.split(key, config.num_layers)
+            return jax.vmap(lambda key: block.init(key, x, attention, None, None)["params"])(keys)
 
-        scan = nn.scan(
-            _rematerialised(config, body, nn.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=config.num_layers,
-            in_axes=0,
-        )
-        x, _ = scan(Block(config, name="layers"), x, adapter, before)
+        def body(carry: Array, inputs: tuple[dict, AdapterLayer | None, Any]) -> tuple[Array, None]:
+            weights, layer, earlier = inputs
+            attend = None if earlier is None else functools.partial(_attend_behind, config, earlier, attention)
+            return block.apply({"params": weights}, carry, attention, layer, route, attend=attend)[0], None
+
+        # `self.param` alone would trace a layer once more in every call, to compare shapes; so does `nn.scan`.
+        initialising = self.is_initializing()
+        layers = self.param("layers", initial) if initialising else self.get_variable("params", "layers")
+        x, _ = jax.lax.scan(_rematerialised(config, body), x, (layers, adapter, before))
         scale = self.param("final_norm", nn.initializers.ones, (config.hidden_size,), config.dtype)
         if not config.tie_embeddings:
             self.param("lm_head", nn.initializers.normal(0.02), shape[::-1], config.dtype)
@@ -282,16 +285,16 @@ def keys_and_values(
         return of_layer(*inputs, x, False)
 
     x, layers = parameters["embed"][tokens], (jnp.arange(last), jax.tree.map(lambda leaf: leaf[:last], adapter))
-    x, caches = jax.lax.scan(_rematerialised(config, body, jax.checkpoint), x, layers)
+    x, caches = jax.lax.scan(_rematerialised(config, body), x, layers)
     _, of_last = of_layer(last, jax.tree.map(lambda leaf: leaf[last], adapter), x, True)
     return jax.tree.map(lambda earlier, leaf: jnp.concatenate([earlier, leaf[None]]), caches, of_last)
 
 
-def _rematerialised(config: Qwen3Config, body: Callable, checkpoint: Callable) -> Callable:
+def _rematerialised(config: Qwen3Config, body: Callable) -> Callable:
     """The body of a loop over layers, of which the backward pass computes anew what `config.remat` says."""
     if config.remat == "nothing":
         return body
-    return checkpoint(body, prevent_cse=False, policy=_keep_products if config.remat == "cheap" else None)
+    return jax.checkpoint(body, prevent_cse=False, policy=_keep_products if config.remat == "cheap" else None)
 
 
 def unembed(parameters: dict, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
