@@ -180,21 +180,15 @@ def apply_fused(
     Reference: docs/method.md sections 2 to 4.
     """
     inner = checkpoint_name(_down(x, down), "product")
-    h, k = jnp.split(inner, 2, axis=-1)  # A x and dA x, each [N, T, 2r]
     if scale is not None:
-        h, k = scale[:, None] * h, k + (scale[:, None] - 1.0) * h
-    rank = h.shape[-1] // 2
-    on = route.quarantine_on[:, None, None]
-    h_quarantine, k_quarantine = jnp.where(on, h[..., rank:], 0.0), jnp.where(on, k[..., rank:], 0.0)
-
-    def gated(h_deployed: jax.Array, k_deployed: jax.Array) -> jax.Array:
-        return jnp.concatenate([h_deployed, h_quarantine, k_deployed, k_quarantine], axis=-1).astype(x.dtype)
-
-    value = gated(h[..., :rank], k[..., :rank])
-    if route.detach_deployed is None:
-        return jnp.einsum("NTR,FR->NTF", value, up)
-    attached = ~route.detach_deployed[:, None, None]
-    trained = gated(*(jnp.where(attached, part[..., :rank], 0.0) for part in (h, k)))
+        h, k = jnp.split(inner, 2, axis=-1)  # A x and dA x, each [N, T, 2r]
+        inner = jnp.concatenate([scale[:, None] * h, k + (scale[:, None] - 1.0) * h], axis=-1)
+    deployed = np.arange(inner.shape[-1]) // (inner.shape[-1] // 4) % 2 == 0
+    runs = route.quarantine_on[:, None, None] | deployed
+    value = jnp.where(runs, inner, 0.0).astype(x.dtype)
+    trained = value
+    if route.detach_deployed is not None:
+        trained = jnp.where(route.detach_deployed[:, None, None] & deployed, 0.0, value)
     return _up(jax.lax.stop_gradient(value), trained, up)
 
 
@@ -222,7 +216,10 @@ _down.defvjp(_down_forward, _down_backward)
 
 @jax.custom_vjp
 def _up(value: jax.Array, trained: jax.Array, up: jax.Array) -> jax.Array:
-    """`value` [N, T, 4r] times `up` [F, 4r]; its gradient is that of `trained` times `up`."""
+    """`value` [N, T, 4r] times `up` [F, 4r], with the gradient of `trained` times `up`.
+
+    The columns of B0, which is frozen, get none.
+    """
     return jnp.einsum("NTR,FR->NTF", value, up)
 
 
@@ -232,8 +229,10 @@ def _up_forward(value: jax.Array, trained: jax.Array, up: jax.Array) -> tuple[ja
 
 def _up_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[None, jax.Array, jax.Array]:
     trained, up = kept
+    half = up.shape[1] // 2
     # The wide operand stands last: the other order, which JAX derives, transposes it on the CPU.
-    of_up = jnp.einsum("NTR,NTF->RF", trained, gradient).T
+    of_deltas = jnp.einsum("NTR,NTF->RF", trained[..., :half], gradient).T
+    of_up = jnp.pad(of_deltas, ((0, 0), (0, half)))
     return None, jnp.einsum("NTF,FR->NTR", gradient, up), of_up
 
 
