@@ -74,7 +74,7 @@ def test_update_follows_the_gradient_of_the_mean_over_tokens():
     """Plain descent, so that the step is the gradient; held against central differences of the oracle."""
     model = tiny.model(layers=1)
     base = parameters(model)
-    update = supervised.build_update(model, optax.sgd(1.0), FIT)
+    update = supervised.build_update(model, optax.sgd(1.0), FIT, tiny.mesh())
     tokens = sum(len(completion) for _, completion in ROWS)
     new, _, loss = update(jax.tree.map(jnp.copy, base), optax.sgd(1.0).init(base), supervised.lay_out(ROWS, 0))
     np.testing.assert_allclose(loss, one_by_one(model, base, ROWS) / tokens, rtol=1e-5)
@@ -101,7 +101,7 @@ def test_micro_batches_do_not_change_the_update():
     base = parameters(model)
     optimizer, examples = optax.sgd(0.1), supervised.lay_out(ROWS, 0)
     whole, parts = (
-        supervised.build_update(model, optimizer, dataclasses.replace(FIT, micro_batch=size))(
+        supervised.build_update(model, optimizer, dataclasses.replace(FIT, micro_batch=size), tiny.mesh())(
             jax.tree.map(jnp.copy, base), optimizer.init(base), examples
         )[0]
         for size in (4, 2)
@@ -114,6 +114,21 @@ def test_every_epoch_visits_every_example_once_in_another_order():
     rows = list(supervised.batches(10, config))
     assert [len(set(np.concatenate(epoch).tolist())) for epoch in (rows[:2], rows[2:])] == [8, 8]
     assert rows[0].tolist() != rows[2].tolist()
+
+
+def test_one_program_serves_all_steps(monkeypatch):
+    """What the first step returns is placed as what it was given."""
+    original, built = supervised.build_update, []
+
+    def build(*arguments):
+        built.append(original(*arguments))
+        return built[-1]
+
+    monkeypatch.setattr(supervised, "build_update", build)
+    model, config = tiny.model(layers=1), dataclasses.replace(FIT, epochs=3)
+    supervised.fit(model, layout.init_parameters(model, 0), supervised.lay_out(ROWS, 0), config, tiny.mesh())
+    [update] = built
+    assert update._cache_size() == 1
 
 
 def test_fit_learns_its_examples_and_repeats_bit_for_bit():

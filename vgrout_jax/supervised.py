@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from vgrout_jax import sharding
 from vgrout_jax.config import OptimConfig
-from vgrout_jax.model import padding, policy, qwen3
+from vgrout_jax.model import layout, padding, policy, qwen3
 from vgrout_jax.rl.optim import make_optimizer
 
 
@@ -89,13 +89,28 @@ def token_loss(model: qwen3.Qwen3Config, parameters: dict, examples: Examples, *
     return -jnp.sum(jnp.where(examples.completion_mask, logprobs, 0.0))
 
 
+def shardings(
+    model: qwen3.Qwen3Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
+) -> tuple[Any, Any]:
+    """Of the parameters, and of the optimiser's state: its moments stand where their parameters do."""
+    parameters = sharding.parameter_shardings(mesh, model)
+    moments = optax.tree.map_params(
+        optimizer,
+        lambda _, place: place,
+        jax.eval_shape(optimizer.init, layout.abstract_parameters(model)),
+        parameters,
+        transform_non_params=lambda _: sharding.replicated(mesh),
+    )
+    return parameters, moments
+
+
 def build_update(
-    model: qwen3.Qwen3Config, optimizer: optax.GradientTransformation, config: FitConfig
+    model: qwen3.Qwen3Config, optimizer: optax.GradientTransformation, config: FitConfig, mesh: jax.sharding.Mesh
 ) -> Callable[..., tuple[Any, Any, Array]]:
     """The jitted update (parameters, moments, examples) -> (parameters, moments, nats per token).
 
     The loss is the mean over the batch's completion tokens. Gradients are summed over micro-batches in float32;
-    parameters and moments are donated.
+    parameters and moments are donated, and keep their `shardings`, so that one program serves all steps.
     """
 
     def update(parameters: Any, moments: Any, examples: Examples) -> tuple[Any, Any, Array]:
@@ -115,7 +130,8 @@ def build_update(
         change, moments = optimizer.update(gradient, moments, parameters)
         return optax.apply_updates(parameters, change), moments, total / tokens
 
-    return jax.jit(update, donate_argnums=(0, 1))
+    places = (*shardings(model, optimizer, mesh), sharding.replicated(mesh))
+    return jax.jit(update, donate_argnums=(0, 1), out_shardings=places)
 
 
 def batches(count: int, config: FitConfig) -> Iterator[np.ndarray]:
@@ -163,9 +179,10 @@ def fit(
     steps = config.epochs * (count // config.batch)
     optimizer = make_optimizer(config.optim, steps)
     parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
-    parameters = jax.device_put(parameters, sharding.parameter_shardings(mesh, model))
-    moments = optimizer.init(parameters)
-    update = build_update(model, optimizer, config)
+    places = shardings(model, optimizer, mesh)
+    parameters = jax.device_put(parameters, places[0])
+    moments = jax.device_put(optimizer.init(parameters), places[1])
+    update = build_update(model, optimizer, config, mesh)
     losses: list[float] = []
     with tqdm(total=steps, desc="fitting", unit="step", disable=None) as progress:
         for rows in batches(count, config):
