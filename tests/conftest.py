@@ -6,6 +6,7 @@ the compiler's usual effort, as users have it, it starts a process without these
 """
 
 import atexit
+import gc
 import importlib.util
 import os
 import shutil
@@ -34,6 +35,13 @@ if importlib.util.find_spec("beartype") and importlib.util.find_spec("jaxtyping"
     install_import_hook("vgrout_jax", "tests.typecheck.check")
 
 jax.config.update("jax_debug_key_reuse", True)
+gc.set_threshold(100_000, 50, 50)  # tracing makes so many objects that a tenth of it would be the collector's
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that at the end no core waits for the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,6 +49,25 @@ def forget_compiled_programs() -> Iterator[None]:
     """A module's programs are of no use to the next one, and would add up to gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def one_program() -> Iterator[None]:
+    """Runs of equal configurations share their programs, so that each is traced once; patched passes are others."""
+    from vgrout_jax import build
+    from vgrout_jax.rl.passes import Passes
+
+    original, made = build._programs, {}
+
+    def programs(config, *inputs, **more):
+        key = (repr(config), Passes.read_probe, Passes.masked_gradient)
+        if key not in made:
+            made[key] = original(config, *inputs, **more)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_programs", programs)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from vgrout_jax.presets import make_config
 from vgrout_jax.rl import collapse, guard
 from vgrout_jax.rl.passes import Passes
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_program")]
 BROKEN = 2  # the step at which something breaks
 
 

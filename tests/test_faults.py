@@ -22,17 +22,21 @@ from tests.interrupted import STEPS, assert_same, content, lines, run, start
 
 pytestmark = pytest.mark.slow
 
-# The parts of a run in which tests/killed_at.py ends it. The first ones are the tier of continuous integration.
-POINTS = ("generation:9", "grading:9", "update:5", "evaluation:4", "arrays:2")
-MORE_POINTS = (
+# The parts of a run in which tests/killed_at.py ends it.
+POINTS = (
     "start:1",
     "built:1",
     "direction:5",
+    "generation:9",
     "generated:8",
+    "grading:9",
     "graded:5",
+    "update:5",
     "updated:4",
     "line:6",
     "file:9",
+    "evaluation:4",
+    "arrays:2",
     "manifest:2",
     "rename:2",
     "renamed:2",
@@ -40,6 +44,9 @@ MORE_POINTS = (
     "adapter:1",
     "summary:1",
 )
+# Kills of one run, one after the other, those of a continued run among them.
+OFTEN = ("generation:9", "update:2", "arrays:1", "grading:3", "evaluation:1")
+MORE_OFTEN = ("update:4", "line:3", "cut_back:1", "arrays:1", "evaluation:1", "rename:1", "summary:1")
 RANDOM_MOMENTS = 20
 
 
@@ -63,22 +70,23 @@ def continued(workdir: Path, cache: Path, *flags: str) -> str:
     return output
 
 
-def check_killed_at(point: str, workdir: Path, cache: Path, undisturbed: Path) -> None:
-    status, output = run(workdir, cache, point=point)
-    assert status == -signal.SIGKILL, f"the run never came to {point}: {output[-2000:]}"
+@pytest.mark.parametrize("points", [OFTEN, pytest.param(MORE_OFTEN, marks=pytest.mark.long)], ids=["often", "more"])
+def test_a_run_killed_again_and_again_ends_the_same(points, tmp_path, cache, undisturbed):
+    check_killed_at(points, tmp_path / "run", cache, undisturbed)
+
+
+def check_killed_at(points: tuple[str, ...], workdir: Path, cache: Path, undisturbed: Path) -> None:
+    for point in points:
+        status, output = run(workdir, cache, point=point)
+        assert status == -signal.SIGKILL, f"the run never came to {point}: {output[-2000:]}"
     continued(workdir, cache)
     assert_same(content(undisturbed), content(workdir))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("point", POINTS)
 def test_a_run_killed_in_any_part_ends_the_same(point, tmp_path, cache, undisturbed):
-    check_killed_at(point, tmp_path / "run", cache, undisturbed)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("point", MORE_POINTS)
-def test_a_run_killed_in_every_part_ends_the_same(point, tmp_path, cache, undisturbed):
-    check_killed_at(point, tmp_path / "run", cache, undisturbed)
+    check_killed_at((point,), tmp_path / "run", cache, undisturbed)
 
 
 @pytest.mark.long
@@ -121,17 +129,6 @@ def said(output: str) -> str:
     """The line in which a run says how it goes on."""
     told = ("continuing from", "starts again", "holds a finished run")
     return next((line.split("] ")[-1] for line in output.splitlines() if any(text in line for text in told)), "new")
-
-
-@pytest.mark.long
-def test_a_run_killed_again_and_again_ends_the_same(tmp_path, cache, undisturbed):
-    """Seven kills one after the other, those of a continued run among them."""
-    workdir = tmp_path / "run"
-    for point in ("update:4", "line:3", "cut_back:1", "arrays:1", "evaluation:1", "rename:1", "summary:1"):
-        status, output = run(workdir, cache, point=point)
-        assert status == -signal.SIGKILL, f"{point}: {output[-2000:]}"
-    continued(workdir, cache)
-    assert_same(content(undisturbed), content(workdir))
 
 
 @pytest.mark.long

@@ -15,6 +15,7 @@ from vgrout_jax import replay, train
 from vgrout_jax.analysis.replaying import replay as replay_run
 from vgrout_jax.commands import UsageError
 from vgrout_jax.presets import make_config
+from vgrout_jax.routing.direction import PLACEBOS
 from vgrout_jax.workdirs import read_workdir
 
 
@@ -84,9 +85,10 @@ def test_a_missing_run_is_one_line_before_jax_is_imported(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm,kind", [("routeV", None), ("placebo", "direction_matched"), ("placebo", "labels")])
-def test_a_real_run_s_labels_are_replayed_exactly(tmp_path, arm, kind):
-    config = make_config(arm, "smoke")
+@pytest.mark.parametrize("kind", [None, *PLACEBOS])
+def test_a_real_run_s_labels_are_replayed_exactly(tmp_path, kind):
+    """Of routeV and of every placebo, over two directions: a random one is drawn once, others are extracted anew."""
+    config = make_config("placebo" if kind else "routeV", "smoke")
     config.train.steps, config.eval.every_steps, config.eval.samples = 4, 0, 1
     config.log.tensorboard, config.log.gradients, config.placebo.kind = False, True, kind
     config.gate.refresh_every = 2
@@ -100,3 +102,7 @@ def test_a_real_run_s_labels_are_replayed_exactly(tmp_path, arm, kind):
         assert [names[label] for label in step.labels] == [row.label for row in run.training_rollouts(step.step)]
         assert step.rounding < 0.1
     assert found.exact and len(found.steps) == 4
+    first, second = (tmp_path / "gradients" / f"direction_{step:06d}.npz" for step in (0, 2))
+    assert second.exists() == (kind != "direction")
+    if kind != "direction":
+        assert not np.array_equal(np.load(first)["v"], np.load(second)["v"])
