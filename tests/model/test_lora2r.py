@@ -310,3 +310,18 @@ def test_probe_ones():
     ones = lora2r.probe_ones(2, 3, 4)
     assert tuple(ones) == lora2r.MODULES
     assert all(leaf.shape == (2, 3, 8) and leaf.dtype == jnp.float32 and np.all(leaf == 1) for leaf in ones.values())
+
+
+def test_only_the_difference_s_columns_of_the_second_factor_get_a_gradient():
+    """B0 is frozen: half of the product that gives the factor's gradient is not run."""
+    fused, x = lora2r.fuse(draw_adapter(0.3), jnp.float32), draw_x()
+    weights = np.random.default_rng(3).normal(size=(ROWS, LENGTH, D_OUT)).astype(np.float32)
+
+    def loss(up):
+        return jnp.sum(lora2r.apply_fused(jnp.asarray(x), fused.a["q_proj"][0], up, route_of(detach=False)) * weights)
+
+    gradient = jax.grad(loss)(fused.b["q_proj"][0])
+    runs = QUARANTINE_ON[:, None] | (np.arange(2 * RANK) < RANK)
+    inner = np.where(runs[:, None], x @ np.asarray(fused.a["q_proj"][0][: 2 * RANK]).T, 0)
+    np.testing.assert_allclose(gradient[:, : 2 * RANK], np.einsum("NTF,NTR->FR", weights, inner), atol=1e-4)
+    assert not np.any(gradient[:, 2 * RANK :])
