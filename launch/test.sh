@@ -13,5 +13,6 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 # The tests compare on the CPU, also where there is an accelerator; JAX_PLATFORMS= takes it, for those marked gpu.
 export JAX_PLATFORMS=${JAX_PLATFORMS-cpu}
-# Two files at a time on two cores: most of the time is the compiler's, one thread each.
+# Two files at a time on two cores, in the order of tests/conftest.py: most of the time is tracing and compiling, one
+# thread each.
 exec .venv/bin/python -m pytest -n "${PYTEST_WORKERS:-auto}" --dist loadfile --no-loadscope-reorder -m "not long and not gpu" "$@"

@@ -89,7 +89,7 @@ def token_loss(model: qwen3.Qwen3Config, parameters: dict, examples: Examples, *
     return -jnp.sum(jnp.where(examples.completion_mask, logprobs, 0.0))
 
 
-def shardings(
+def fit_shardings(
     model: qwen3.Qwen3Config, optimizer: optax.GradientTransformation, mesh: jax.sharding.Mesh
 ) -> tuple[Any, Any]:
     """Of the parameters, and of the optimiser's state: its moments stand where their parameters do."""
@@ -110,7 +110,7 @@ def build_update(
     """The jitted update (parameters, moments, examples) -> (parameters, moments, nats per token).
 
     The loss is the mean over the batch's completion tokens. Gradients are summed over micro-batches in float32;
-    parameters and moments are donated, and keep their `shardings`, so that one program serves all steps.
+    parameters and moments are donated, and keep their `fit_shardings`, so that one program serves all steps.
     """
 
     def update(parameters: Any, moments: Any, examples: Examples) -> tuple[Any, Any, Array]:
@@ -130,7 +130,7 @@ def build_update(
         change, moments = optimizer.update(gradient, moments, parameters)
         return optax.apply_updates(parameters, change), moments, total / tokens
 
-    places = (*shardings(model, optimizer, mesh), sharding.replicated(mesh))
+    places = (*fit_shardings(model, optimizer, mesh), sharding.replicated(mesh))
     return jax.jit(update, donate_argnums=(0, 1), out_shardings=places)
 
 
@@ -179,7 +179,7 @@ def fit(
     steps = config.epochs * (count // config.batch)
     optimizer = make_optimizer(config.optim, steps)
     parameters = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), parameters)
-    places = shardings(model, optimizer, mesh)
+    places = fit_shardings(model, optimizer, mesh)
     parameters = jax.device_put(parameters, places[0])
     moments = jax.device_put(optimizer.init(parameters), places[1])
     update = build_update(model, optimizer, config, mesh)
