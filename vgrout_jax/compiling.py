@@ -16,4 +16,8 @@ def compiler_options(device: Any) -> dict[str, Any] | None:
     """
     if not is_nvidia(device):
         return None
-    return {"xla_gpu_enable_triton_gemm": False, "xla_gpu_experimental_enable_fusion_autotuner": False}
+    return {
+        "xla_gpu_enable_triton_gemm": False,
+        "xla_gpu_experimental_enable_fusion_autotuner": False,
+        "xla_gpu_enable_dynamic_slice_fusion": False,
+    }

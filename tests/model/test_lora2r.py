@@ -245,42 +245,6 @@ def test_init_of_a_module_depends_on_seed_name_and_layer_alone():
     assert not np.isclose(factors.a["q_proj"], other.a["q_proj"]).mean() > 0.01
 
 
-def side_by_side(adapters, dtype) -> tuple[lora2r.Wide, list, list[int]]:
-    """Three maps of one input with an adapter each, their weights, and how wide they are."""
-    sizes = [5, 3, 9]
-    weights = [jnp.asarray(np.random.default_rng(9 + f).normal(size=(D_IN, f)), dtype) for f in sizes]
-    fused = [lora2r.fuse(adapter, dtype) for adapter in adapters]
-    downs, ups = ([getattr(f, side)["q_proj"][0] for f in fused] for side in ("a", "b"))
-    return lora2r.widen(weights, downs, ups), weights, sizes
-
-
-@pytest.mark.parametrize("quarantine_on", [QUARANTINE_ON, ~QUARANTINE_ON])
-def test_maps_side_by_side_equal_each_by_itself(quarantine_on):
-    adapters = [draw_adapter(0.5, d_out=size, seed=size) for size in (5, 3, 9)]
-    wide, weights, sizes = side_by_side(adapters, jnp.float32)
-    x, on = draw_x(), jnp.asarray(quarantine_on)
-    found = lora2r.apply_wide(jnp.asarray(x), wide, sizes, on)
-    for out, weight, adapter in zip(found, weights, adapters, strict=True):
-        deployed, quarantine = exact_blocks(adapter, x)
-        expected = x @ np.asarray(weight, np.float64) + deployed + quarantine_on[:, None, None] * quarantine
-        np.testing.assert_allclose(out, expected, atol=2e-5)
-    alone = lora2r.widen(weights, [], [])
-    for out, weight in zip(lora2r.apply_wide(jnp.asarray(x), alone, sizes, on), weights, strict=True):
-        np.testing.assert_allclose(out, x @ np.asarray(weight, np.float64), atol=2e-5)
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
-def test_adapters_side_by_side_add_exactly_nothing_at_init(dtype):
-    wide, weights, sizes = side_by_side([draw_adapter(0.0, d_out=size, seed=size) for size in (5, 3, 9)], dtype)
-    x, on = jnp.asarray(draw_x(), dtype), jnp.ones(ROWS, bool)
-    gated = jnp.einsum("NTD,DR->NTR", x, wide.maps[:, sum(sizes) :]).astype(dtype)
-    assert np.abs(gated).max() > 0.1
-    np.testing.assert_array_equal(jnp.einsum("NTR,RF->NTF", gated, wide.up), 0.0)
-    plain = lora2r.apply_wide(x, lora2r.widen(weights, [], []), sizes, on)
-    for out, without in zip(lora2r.apply_wide(x, wide, sizes, on), plain, strict=True):
-        np.testing.assert_allclose(np.float32(out), np.float32(without), rtol=2**-7, atol=1e-6)
-
-
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_no_float32_copy_of_a_bfloat16_operand_is_multiplied_on_the_way_back(dtype):
     """Every product of the gradient has operands in the model's type."""

@@ -3,7 +3,7 @@
 A prompt's cache exists once for all rows that continue it (`model/decode_attention`). Layers are scanned in the
 prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop, every
 weight would be copied for every token. Where weights are not split over devices, the maps of one input and their
-adapters stand side by side in these slices (`lora2r.Wide`): 8 products a layer instead of 21. A pass of the loop
+adapters stand side by side in these slices (`model/wide_maps`): 8 products a layer instead of 21. A pass of the loop
 reads the token drawn last, at first the prompt's last one over again, so that one piece of program draws every token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import decode_attention, drawing, lora2r, policy, qwen3
+from vgrout_jax.model import decode_attention, drawing, lora2r, policy, qwen3, wide_maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Layer:
 
     parameters: dict[str, jax.Array]
     adapter: qwen3.AdapterLayer | None
-    wide: tuple[lora2r.Wide, ...] | None
+    wide: tuple[wide_maps.Wide, ...] | None
 
 
 @struct.dataclass
@@ -182,9 +182,13 @@ def take_layer(
     if _weights_are_split(settings):
         return Layer(parameters, None if factors is None else qwen3.AdapterLayer(factors, None), None), cache
 
-    def widened(names: tuple[str, ...]) -> lora2r.Wide:
+    kernel = decode_attention.kernel_serves(config, settings.mesh)
+
+    def widened(names: tuple[str, ...]) -> wide_maps.Wide:
         downs, ups = ([], []) if factors is None else ([f[n] for n in names] for f in (factors.a, factors.b))
-        return lora2r.widen([parameters.pop(name) for name in names], downs, ups)
+        weights = [parameters.pop(name) for name in names]
+        by_kernel = kernel and bool(ups) and wide_maps.serves([up.shape[0] for up in ups], ups[0].shape[1] // 4)
+        return wide_maps.widen(weights, downs, ups, by_kernel=by_kernel)
 
     wide = tuple(widened(names) for names in qwen3.GROUPS)
     return Layer(parameters, None, wide), cache
@@ -302,21 +306,19 @@ def _read_layer(
     config, place = settings.config, functools.partial(_constrain, settings)
     how = {"attend": functools.partial(decode_attention.attend, place, reach, prompt, cache)}
     if layer.wide is not None:
-        how["project"] = functools.partial(_project, config, layer.wide, quarantine_on)
+        how["project"] = functools.partial(_project, layer.wide, quarantine_on)
     block, route = qwen3.Block(config), lora2r.Route(quarantine_on)
     return block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, **how)
 
 
 def _project(
-    config: qwen3.Qwen3Config,
-    wide: tuple[lora2r.Wide, ...],
+    wide: tuple[wide_maps.Wide, ...],
     quarantine_on: Bool[Array, " N"],
     names: tuple[str, ...],
     inputs: Float[Array, "N 1 D"],
 ) -> list[Float[Array, "N 1 F"]]:
     """The outputs of a group of maps; for `qwen3.Block`'s `project`."""
-    sizes = [config.module_shapes()[name][1] for name in names]
-    return lora2r.apply_wide(inputs, wide[qwen3.GROUPS.index(names)], sizes, quarantine_on)
+    return wide_maps.apply(inputs, wide[qwen3.GROUPS.index(names)], quarantine_on)
 
 
 def _draw(

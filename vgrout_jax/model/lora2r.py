@@ -13,14 +13,14 @@ References:
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -237,50 +237,6 @@ def _up_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tupl
 
 
 _up.defvjp(_up_forward, _up_backward)
-
-
-@struct.dataclass
-class Wide:
-    """Maps that read the same input, side by side, and their adapters, so that two products compute all of them.
-
-    Attributes:
-        maps: [D, F + R], the maps' weights, F columns in all, and behind them [A; dA] of each map.
-        up: [R, F], each map's [dB, B0] in its own rows and columns, 0 elsewhere; None: no adapter, R = 0.
-    """
-
-    maps: jax.Array
-    up: jax.Array | None
-
-
-def widen(weights: Sequence[jax.Array], downs: Sequence[jax.Array], ups: Sequence[jax.Array]) -> Wide:
-    """The maps [D, F_i] side by side, with the fused factors [4r, D] and [F_i, 4r] of each, or of none."""
-    if not downs:
-        return Wide(jnp.concatenate(weights, axis=1), None)
-    up = jax.scipy.linalg.block_diag(*(leaf.T for leaf in ups))
-    return Wide(jnp.concatenate([*weights, *(leaf.T for leaf in downs)], axis=1), up)
-
-
-def apply_wide(
-    x: Float[Array, "N T D"], wide: Wide, sizes: Sequence[int], quarantine_on: Bool[Array, " N"]
-) -> list[Float[Array, "N T F"]]:
-    """Each map's output, its adapter's included, in x's dtype; the two are added up in float32.
-
-    Args:
-        x: the maps' input.
-        wide: of `widen`.
-        sizes: F of each map.
-        quarantine_on: m; where it is False the quarantine adds nothing.
-    """
-    total = sum(sizes)
-    out = jnp.einsum("NTD,DF->NTF", x, wide.maps, preferred_element_type=jnp.float32)
-    if wide.up is not None:
-        inner = out[..., total:]
-        by_block = inner.reshape(*inner.shape[:2], 2 * len(sizes), 2, -1)  # of each h and k: deployed, quarantine
-        kept = quarantine_on[:, None, None, None, None] | (jnp.arange(2) == 0)[:, None]
-        gated = jnp.where(kept, by_block, 0.0).reshape(inner.shape).astype(x.dtype)
-        out = out[..., :total] + jnp.einsum("NTR,RF->NTF", gated, wide.up).astype(jnp.float32)
-    bounds = [sum(sizes[: index + 1]) for index in range(len(sizes) - 1)]
-    return jnp.split(out.astype(x.dtype), bounds, axis=-1)
 
 
 def probe_ones(layers: int, rows: int, rank: int) -> dict[str, Float[Array, "L N TwoR"]]:

@@ -1,0 +1,119 @@
+"""Maps side by side with their adapters, by the kernel (interpreted) and without: each by itself in float64."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.model.sampling import SHALLOW, call
+from vgrout_jax.model import decode_attention, lora2r, sampler, wide_maps
+
+D_IN, RANK = 24, 4
+SIZES = {"odd": [5, 3, 9], "even": [48, 16, 32], "one": [64]}
+ON = np.arange(37) % 3 != 0  # rows; no multiple of a tile
+TILING = wide_maps.Tiling(rows=16, columns=32)
+
+
+def draw(sizes: list[int], move: float) -> tuple[np.ndarray, list[np.ndarray], list[lora2r.Adapter]]:
+    """An input [N, 1, D], and for every map its weight and an adapter of one layer."""
+    generator = np.random.default_rng(len(sizes))
+
+    def factors(scale: float) -> list[lora2r.Factors]:
+        def leaf(*shape: int) -> dict[str, jax.Array]:
+            return {"q_proj": jnp.float32(scale * generator.normal(size=(1, *shape)))}
+
+        return [lora2r.Factors(a=leaf(2 * RANK, D_IN), b=leaf(size, 2 * RANK)) for size in sizes]
+
+    adapters = [lora2r.Adapter(*pair) for pair in zip(factors(0.5), factors(move), strict=True)]
+    weights = [np.float32(generator.normal(size=(D_IN, size))) for size in sizes]
+    return np.float32(generator.normal(size=(ON.size, 1, D_IN))), weights, adapters
+
+
+def widened(weights: list, adapters: list, dtype: jnp.dtype, *, by_kernel: bool) -> wide_maps.Wide:
+    fused = [lora2r.fuse(adapter, dtype) for adapter in adapters]
+    downs, ups = ([getattr(factors, side)["q_proj"][0] for factors in fused] for side in ("a", "b"))
+    return wide_maps.widen([jnp.asarray(weight, dtype) for weight in weights], downs, ups, by_kernel=by_kernel)
+
+
+def exact(x: np.ndarray, weight: np.ndarray, adapter: lora2r.Adapter, on: np.ndarray) -> np.ndarray:
+    """W x + B A x - B0 A0 x, block by block, in float64."""
+    a0, b0 = (np.float64(side["q_proj"][0]) for side in (adapter.init.a, adapter.init.b))
+    a, b = (np.float64(side["q_proj"][0]) for side in (adapter.deltas.a, adapter.deltas.b))
+    a, b, out = a0 + a, b0 + b, np.float64(x) @ weight
+    for block, gate in ((slice(None, RANK), 1.0), (slice(RANK, None), on[:, None, None])):
+        out = out + gate * (x @ a[block].T @ b[:, block].T - x @ a0[block].T @ b0[:, block].T)
+    return out
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """The kernel on any device."""
+    kernel = functools.partial(wide_maps.add_adapters, tiling=TILING, interpret=True)
+    monkeypatch.setattr(wide_maps, "add_adapters", kernel)
+
+
+CASES = [("odd", False), ("even", False), ("one", False), ("even", True), ("one", True)]
+
+
+@pytest.mark.parametrize("on", [ON, ~ON], ids=["some", "the others"])
+@pytest.mark.parametrize(("sizes", "by_kernel"), CASES)
+def test_maps_side_by_side_equal_each_by_itself(interpreted, sizes, by_kernel, on):
+    x, weights, adapters = draw(SIZES[sizes], 0.5)
+    wide = widened(weights, adapters, jnp.float32, by_kernel=by_kernel)
+    found = wide_maps.apply(jnp.asarray(x), wide, jnp.asarray(on))
+    assert len(found) == len(weights)
+    for out, weight, adapter in zip(found, weights, adapters, strict=True):
+        np.testing.assert_allclose(out, exact(x, weight, adapter, on), atol=1e-4)
+    alone = wide_maps.widen([jnp.asarray(weight) for weight in weights], [], [])
+    for out, weight in zip(wide_maps.apply(jnp.asarray(x), alone, jnp.asarray(on)), weights, strict=True):
+        np.testing.assert_allclose(out, np.float64(x) @ weight, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("sizes", "by_kernel"), CASES)
+def test_adapters_side_by_side_add_exactly_nothing_at_init(interpreted, sizes, by_kernel, dtype):
+    x, weights, adapters = draw(SIZES[sizes], 0.0)
+    wide = widened(weights, adapters, dtype, by_kernel=by_kernel)
+    inner = jnp.asarray(x, dtype) @ wide.maps[:, sum(SIZES[sizes]) :]
+    assert np.abs(inner).max() > 0.1
+    found = wide_maps.apply(jnp.asarray(x, dtype), wide, jnp.ones(ON.size, bool))
+    # Weights of zero leave what the adapters add; the base's own product may be summed in another order.
+    silent = wide.replace(maps=wide.maps.at[:, : sum(SIZES[sizes])].set(0))
+    for out in wide_maps.apply(jnp.asarray(x, dtype), silent, jnp.ones(ON.size, bool)):
+        np.testing.assert_array_equal(np.float32(out), 0.0)
+    for out, weight in zip(found, weights, strict=True):
+        plain = jnp.asarray(x, dtype).astype(jnp.float32) @ jnp.asarray(weight, dtype).astype(jnp.float32)
+        np.testing.assert_allclose(np.float32(out), plain, rtol=2**-7, atol=1e-5)
+
+
+def test_the_kernel_takes_widths_and_ranks_of_whole_tiles():
+    taken = {(16,): True, (4096, 1024, 1024): True, (9728, 9728): True, (40, 16): False, (5,): False}
+    assert {sizes: wide_maps.serves(sizes, 32) for sizes in taken} == taken
+    assert [wide_maps.serves((64,), rank) for rank in (1, 2, 4, 6, 32)] == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [(64, (4096, 1024, 1024)), (7, (2560,))])
+def test_it_lowers_to_one_kernel(rows, sizes):
+    def shaped(*shape: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    given = (shaped(rows, sum(sizes) + 128 * len(sizes), dtype=jnp.float32), shaped(sum(sizes), 128))
+    gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
+        add = jax.jit(functools.partial(wide_maps.add_adapters, sizes=sizes))
+        text = add.trace(*given, shaped(rows, dtype=bool)).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("xla.gpu.triton") == 1
+
+
+def test_the_decode_loop_draws_the_same_tokens_by_the_kernel(interpreted, monkeypatch):
+    settings = {"max_new_tokens": 8, "pad_id": 0, "eos_ids": ()}
+    plain = call(sampler.build_sampler(SHALLOW, **settings), SHALLOW)
+    monkeypatch.setattr(decode_attention, "kernel_serves", lambda *_: True)
+    monkeypatch.setattr(wide_maps, "serves", lambda *_: True)
+    reach = decode_attention.reach  # attention's own kernel stays out of it
+    monkeypatch.setattr(decode_attention, "reach", lambda *given, by_kernel: reach(*given, by_kernel=False))
+    samples = call(sampler.build_sampler(SHALLOW, **settings), SHALLOW)
+    np.testing.assert_array_equal(samples.tokens, plain.tokens)
+    np.testing.assert_allclose(samples.policy_logprobs, plain.policy_logprobs, atol=2e-5)
