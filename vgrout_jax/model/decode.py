@@ -182,12 +182,11 @@ def take_layer(
     if _weights_are_split(settings):
         return Layer(parameters, None if factors is None else qwen3.AdapterLayer(factors, None), None), cache
 
-    kernel = decode_attention.kernel_serves(config, settings.mesh)
+    by_kernel = decode_attention.kernel_serves(config, settings.mesh)
 
     def widened(names: tuple[str, ...]) -> wide_maps.Wide:
         downs, ups = ([], []) if factors is None else ([f[n] for n in names] for f in (factors.a, factors.b))
         weights = [parameters.pop(name) for name in names]
-        by_kernel = kernel and bool(ups) and wide_maps.serves([up.shape[0] for up in ups], ups[0].shape[1] // 4)
         return wide_maps.widen(weights, downs, ups, by_kernel=by_kernel)
 
     wide = tuple(widened(names) for names in qwen3.GROUPS)

@@ -59,10 +59,14 @@ def serves(sizes: Sequence[int], rank: int) -> bool:
 def widen(
     weights: Sequence[jax.Array], downs: Sequence[jax.Array], ups: Sequence[jax.Array], *, by_kernel: bool = False
 ) -> Wide:
-    """The maps [D, F_i] side by side, with the fused factors [4r, D] and [F_i, 4r] of each, or of none."""
+    """The maps [D, F_i] side by side, with the fused factors [4r, D] and [F_i, 4r] of each, or of none.
+
+    `by_kernel`: the device has the kernel, which is taken where it `serves`.
+    """
     sizes = tuple(weight.shape[1] for weight in weights)
     if not downs:
         return Wide(jnp.concatenate(weights, axis=1), None, sizes, by_kernel=False)
+    by_kernel = by_kernel and serves(sizes, ups[0].shape[1] // 4)
     maps = jnp.concatenate([*weights, *(leaf.T for leaf in downs)], axis=1)
     up = jnp.concatenate(ups) if by_kernel else jax.scipy.linalg.block_diag(*(leaf.T for leaf in ups))
     return Wide(maps, up, sizes, by_kernel)
@@ -82,8 +86,7 @@ def apply(x: Float[Array, "N T D"], wide: Wide, quarantine_on: Bool[Array, " N"]
         out = add_adapters(flat, wide.up, on, sizes=wide.sizes).reshape(*x.shape[:2], -1)
     else:
         out = _added(product, wide, quarantine_on, x.dtype)
-    bounds = [sum(wide.sizes[: index + 1]) for index in range(len(wide.sizes) - 1)]
-    return jnp.split(out.astype(x.dtype), bounds, axis=-1)
+    return jnp.split(out.astype(x.dtype), _ends(wide.sizes)[:-1], axis=-1)
 
 
 def _added(product: Float[Array, "N T FplusR"], wide: Wide, quarantine_on: Bool[Array, " N"], dtype: Any) -> Array:
@@ -136,6 +139,7 @@ def _columns(sizes: Sequence[int], most: int = _LEAST_SIDE) -> int:
 
 
 def _ends(sizes: Sequence[int]) -> tuple[int, ...]:
+    """The column behind each map's last."""
     return tuple(sum(sizes[: index + 1]) for index in range(len(sizes)))
 
 
