@@ -7,7 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax.model import layout, lora2r, padding, qwen3, sampler
+from vgrout_jax.model import (
+    decode_attention,
+    decode_heads,
+    flash_decoding,
+    layout,
+    lora2r,
+    padding,
+    qwen3,
+    sampler,
+    wide_maps,
+)
 
 GROUPED = qwen3.Qwen3Config(
     vocab_size=68,
@@ -77,6 +87,15 @@ def call(sample, config: qwen3.Qwen3Config = GROUPED, **changes) -> sampler.Samp
         "temperature": 1.0,
     } | changes
     return sample(**arguments)
+
+
+def interpret_kernels(monkeypatch) -> None:
+    """The decode loop's kernels run on any device, whatever the sizes, and the loop takes them."""
+    kernels = ((flash_decoding, "attend_filled"), (decode_heads, "by_kernel"), (wide_maps, "add_adapters"))
+    for module, name in kernels:
+        monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
+    monkeypatch.setattr(decode_attention, "kernel_serves", lambda *_: True)
+    monkeypatch.setattr(wide_maps, "serves", lambda *_: True)
 
 
 def whole_sequences(samples: sampler.Samples) -> tuple[jax.Array, jax.Array]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.sampling import PROMPTS, SHALLOW, call
+from tests.model.sampling import PROMPTS, SHALLOW, call, interpret_kernels
 from vgrout_jax.model import attending, decode_attention, flash_decoding, sampler
 
 HEADS, SLOTS, WIDTH = 2, 150, 16  # no multiple of a block
@@ -133,7 +133,7 @@ def test_the_kernel_is_for_one_nvidia_gpu(attention):
     assert not decode_attention.kernel_serves(dataclasses.replace(config, head_dim=6), None)
 
 
-def test_the_decode_loop_draws_the_same_tokens_by_the_kernel(monkeypatch):
+def test_the_decode_loop_draws_the_same_tokens_by_the_kernels(monkeypatch):
     """Rows that end early, one that never began, and a source that no row continues."""
     active = np.array([True, True, False, True, True, True, False, True])
     settings = {"max_new_tokens": 8, "pad_id": 0}
@@ -147,11 +147,11 @@ def test_the_decode_loop_draws_the_same_tokens_by_the_kernel(monkeypatch):
     def interpreted(*arrays: jax.Array) -> attending.Part:
         tiling = flash_decoding.Tiling(keys=16, programs=64, least_keys=4)
         jax.debug.callback(lambda lengths: reached.append(np.asarray(lengths)), arrays[3], ordered=True)
-        return filled(*arrays, tiling=tiling, interpret=True)
+        return filled(*arrays, tiling=tiling)
 
+    interpret_kernels(monkeypatch)
     filled = flash_decoding.attend_filled
     monkeypatch.setattr(flash_decoding, "attend_filled", interpreted)
-    monkeypatch.setattr(decode_attention, "kernel_serves", lambda *_: True)
     samples = call(sampler.build_sampler(SHALLOW, **settings), SHALLOW, active=active)
     np.testing.assert_array_equal(samples.tokens, plain.tokens)
     np.testing.assert_array_equal(samples.mask, plain.mask)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.model.sampling import SHALLOW, call
-from vgrout_jax.model import decode_attention, lora2r, sampler, wide_maps
+from vgrout_jax.model import lora2r, wide_maps
 
 D_IN, RANK = 24, 4
 SIZES = {"odd": [5, 3, 9], "even": [48, 16, 32], "one": [64]}
@@ -47,6 +46,12 @@ def exact(x: np.ndarray, weight: np.ndarray, adapter: lora2r.Adapter, on: np.nda
     return out
 
 
+def split(out: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """Each map's part of what they give side by side."""
+    assert out.shape[-1] == sum(sizes)
+    return jnp.split(out, np.cumsum(sizes)[:-1], axis=-1)
+
+
 @pytest.fixture
 def interpreted(monkeypatch):
     """The kernel on any device."""
@@ -62,13 +67,22 @@ CASES = [("odd", False), ("even", False), ("one", False), ("even", True), ("one"
 def test_maps_side_by_side_equal_each_by_itself(interpreted, sizes, by_kernel, on):
     x, weights, adapters = draw(SIZES[sizes], 0.5)
     wide = widened(weights, adapters, jnp.float32, by_kernel=by_kernel)
-    found = wide_maps.apply(jnp.asarray(x), wide, jnp.asarray(on))
-    assert len(found) == len(weights)
+    found = split(wide_maps.apply(jnp.asarray(x), wide, jnp.asarray(on)), SIZES[sizes])
     for out, weight, adapter in zip(found, weights, adapters, strict=True):
         np.testing.assert_allclose(out, exact(x, weight, adapter, on), atol=1e-4)
     alone = wide_maps.widen([jnp.asarray(weight) for weight in weights], [], [])
-    for out, weight in zip(wide_maps.apply(jnp.asarray(x), alone, jnp.asarray(on)), weights, strict=True):
+    of_maps = split(wide_maps.apply(jnp.asarray(x), alone, jnp.asarray(on)), SIZES[sizes])
+    for out, weight in zip(of_maps, weights, strict=True):
         np.testing.assert_allclose(out, np.float64(x) @ weight, atol=2e-5)
+
+
+@pytest.mark.parametrize(("size", "by_kernel"), [(32, True), (32, False), (7, False)])
+def test_the_activation_is_of_the_first_map(interpreted, size, by_kernel):
+    x, weights, adapters = draw([size, size], 0.5)
+    wide = widened(weights, adapters, jnp.float32, by_kernel=by_kernel)
+    found = wide_maps.apply(jnp.asarray(x), wide, jnp.asarray(ON), gated=True)
+    gate, up = (exact(x, *pair, ON) for pair in zip(weights, adapters, strict=True))
+    np.testing.assert_allclose(found, gate / (1 + np.exp(-gate)) * up, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
@@ -81,9 +95,9 @@ def test_adapters_side_by_side_add_exactly_nothing_at_init(interpreted, sizes, b
     found = wide_maps.apply(jnp.asarray(x, dtype), wide, jnp.ones(ON.size, bool))
     # Weights of zero leave what the adapters add; the base's own product may be summed in another order.
     silent = wide.replace(maps=wide.maps.at[:, : sum(SIZES[sizes])].set(0))
-    for out in wide_maps.apply(jnp.asarray(x, dtype), silent, jnp.ones(ON.size, bool)):
-        np.testing.assert_array_equal(np.float32(out), 0.0)
-    for out, weight in zip(found, weights, strict=True):
+    out = wide_maps.apply(jnp.asarray(x, dtype), silent, jnp.ones(ON.size, bool))
+    np.testing.assert_array_equal(np.float32(out), 0.0)
+    for out, weight in zip(split(found, SIZES[sizes]), weights, strict=True):
         plain = jnp.asarray(x, dtype).astype(jnp.float32) @ jnp.asarray(weight, dtype).astype(jnp.float32)
         np.testing.assert_allclose(np.float32(out), plain, rtol=2**-7, atol=1e-5)
 
@@ -94,26 +108,16 @@ def test_the_kernel_takes_widths_and_ranks_of_whole_tiles():
     assert [wide_maps.serves((64,), rank) for rank in (1, 2, 4, 6, 32)] == [False, False, True, False, True]
 
 
-@pytest.mark.parametrize(("rows", "sizes"), [(64, (4096, 1024, 1024)), (7, (2560,))])
-def test_it_lowers_to_one_kernel(rows, sizes):
+@pytest.mark.parametrize(
+    ("rows", "sizes", "gated"), [(64, (4096, 1024, 1024), False), (7, (2560,), False), (64, (9728, 9728), True)]
+)
+def test_it_lowers_to_one_kernel(rows, sizes, gated):
     def shaped(*shape: int, dtype: jnp.dtype = jnp.bfloat16) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     given = (shaped(rows, sum(sizes) + 128 * len(sizes), dtype=jnp.float32), shaped(sum(sizes), 128))
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
-        add = jax.jit(functools.partial(wide_maps.add_adapters, sizes=sizes))
+        add = jax.jit(functools.partial(wide_maps.add_adapters, sizes=sizes, gated=gated))
         text = add.trace(*given, shaped(rows, dtype=bool)).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == 1
-
-
-def test_the_decode_loop_draws_the_same_tokens_by_the_kernel(interpreted, monkeypatch):
-    settings = {"max_new_tokens": 8, "pad_id": 0, "eos_ids": ()}
-    plain = call(sampler.build_sampler(SHALLOW, **settings), SHALLOW)
-    monkeypatch.setattr(decode_attention, "kernel_serves", lambda *_: True)
-    monkeypatch.setattr(wide_maps, "serves", lambda *_: True)
-    reach = decode_attention.reach  # attention's own kernel stays out of it
-    monkeypatch.setattr(decode_attention, "reach", lambda *given, by_kernel: reach(*given, by_kernel=False))
-    samples = call(sampler.build_sampler(SHALLOW, **settings), SHALLOW)
-    np.testing.assert_array_equal(samples.tokens, plain.tokens)
-    np.testing.assert_allclose(samples.policy_logprobs, plain.policy_logprobs, atol=2e-5)

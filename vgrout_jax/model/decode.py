@@ -2,9 +2,8 @@
 
 A prompt's cache exists once for all rows that continue it (`model/decode_attention`). Layers are scanned in the
 prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop, every
-weight would be copied for every token. Where weights are not split over devices, the maps of one input and their
-adapters stand side by side in these slices (`model/wide_maps`): 8 products a layer instead of 21. A pass of the loop
-reads the token drawn last, at first the prompt's last one over again, so that one piece of program draws every token.
+weight would be copied for every token (`model/decode_layer`). A pass of the loop reads the token drawn last, at first
+the prompt's last one over again, so that one piece of program draws every token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.
 """
@@ -19,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import decode_attention, drawing, lora2r, policy, qwen3, wide_maps
+from vgrout_jax.model import decode_attention, decode_layer, drawing, lora2r, policy, qwen3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,21 +42,6 @@ class Settings:
 
 
 @struct.dataclass
-class Layer:
-    """One layer's weights as the decode loop reads them.
-
-    Attributes:
-        parameters: what `qwen3.Block` reads itself; the norms alone where `wide` holds the maps.
-        adapter: the layer's slice of the fused adapter, or None.
-        wide: for each of `qwen3.GROUPS`, its maps and their adapters; None where weights are split over devices.
-    """
-
-    parameters: dict[str, jax.Array]
-    adapter: qwen3.AdapterLayer | None
-    wide: tuple[wide_maps.Wide, ...] | None
-
-
-@struct.dataclass
 class Policy:
     """The weights as the decode loop reads them.
 
@@ -67,7 +51,7 @@ class Policy:
     """
 
     head: dict[str, jax.Array]
-    layers: tuple[Layer, ...]
+    layers: tuple[decode_layer.Layer, ...]
 
 
 @struct.dataclass
@@ -173,24 +157,15 @@ def take_layer(
     adapter: lora2r.Adapter | None,
     read: tuple[Float[Array, "L Q B K E"], Float[Array, "L Q B K E"]],
     index: Int[Array, ""],
-) -> tuple[Layer, tuple[Float[Array, "Q K B E"], Float[Array, "Q K B E"]]]:
+) -> tuple[decode_layer.Layer, tuple[Float[Array, "Q K B E"], Float[Array, "Q K B E"]]]:
     """One layer's weights, and what was read of the prompts in it; one program for all layers."""
     config = settings.config
     parameters, adapter, cache = jax.tree.map(lambda leaf: leaf[index], (layers, adapter, read))
     cache = tuple(_constrain(settings, jnp.swapaxes(leaf, 1, 2), "batch", "kv_heads") for leaf in cache)
     factors = None if adapter is None else lora2r.fuse(adapter, config.dtype)
-    if _weights_are_split(settings):
-        return Layer(parameters, None if factors is None else qwen3.AdapterLayer(factors, None), None), cache
-
     by_kernel = decode_attention.kernel_serves(config, settings.mesh)
-
-    def widened(names: tuple[str, ...]) -> wide_maps.Wide:
-        downs, ups = ([], []) if factors is None else ([f[n] for n in names] for f in (factors.a, factors.b))
-        weights = [parameters.pop(name) for name in names]
-        return wide_maps.widen(weights, downs, ups, by_kernel=by_kernel)
-
-    wide = tuple(widened(names) for names in qwen3.GROUPS)
-    return Layer(parameters, None, wide), cache
+    split = _weights_are_split(settings)
+    return decode_layer.arrange(parameters, factors, split=split, by_kernel=by_kernel), cache
 
 
 def start(
@@ -220,7 +195,7 @@ def start(
 
 
 def _weights_are_split(settings: Settings) -> bool:
-    """Whether a device holds a part of a weight; parts of maps side by side would have to move."""
+    """Whether a device holds a part of a weight."""
     mesh = settings.mesh
     return mesh is not None and mesh.shape["fsdp"] * mesh.shape["tensor"] > 1
 
@@ -282,42 +257,14 @@ def _read(
     reach = decode_attention.reach(state.step, state.ended, prompts.lengths, rows.seat, seated, by_kernel=by_kernel)
     cos, sin = qwen3.rotary((rows.prompt_lengths + state.step - 1)[:, None], config)
     shared = (qwen3.Attention(cos=cos, sin=sin), reach, rows.quarantine_on)
-    read_layer = jax.jit(functools.partial(_read_layer, settings))  # traced once for all layers
+    read = functools.partial(decode_layer.read, config, functools.partial(_constrain, settings))
+    read_layer = jax.jit(read)  # traced once for all layers
     x = _constrain(settings, weights.head["embed"][state.token][:, None], "batch")  # [N, 1, D]
     caches = []
     for layer, prompt, cache in zip(weights.layers, prompts.caches, state.caches, strict=True):
         x, cache = read_layer(layer, prompt, cache, x, *shared)
         caches.append(cache)
     return qwen3.rms_norm(x[:, 0], weights.head["final_norm"], config.norm_epsilon), tuple(caches)
-
-
-def _read_layer(
-    settings: Settings,
-    layer: Layer,
-    prompt: tuple[Array, Array],
-    cache: tuple[Array, Array],
-    x: Float[Array, "N 1 D"],
-    attention: qwen3.Attention,
-    reach: decode_attention.Reach,
-    quarantine_on: Bool[Array, " N"],
-) -> tuple[Float[Array, "N 1 D"], tuple[Array, Array]]:
-    """The token through one layer, and the layer's cache with it in."""
-    config, place = settings.config, functools.partial(_constrain, settings)
-    how = {"attend": functools.partial(decode_attention.attend, place, reach, prompt, cache)}
-    if layer.wide is not None:
-        how["project"] = functools.partial(_project, layer.wide, quarantine_on)
-    block, route = qwen3.Block(config), lora2r.Route(quarantine_on)
-    return block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, **how)
-
-
-def _project(
-    wide: tuple[wide_maps.Wide, ...],
-    quarantine_on: Bool[Array, " N"],
-    names: tuple[str, ...],
-    inputs: Float[Array, "N 1 D"],
-) -> list[Float[Array, "N 1 F"]]:
-    """The outputs of a group of maps; for `qwen3.Block`'s `project`."""
-    return wide_maps.apply(inputs, wide[qwen3.GROUPS.index(names)], quarantine_on)
 
 
 def _draw(

@@ -26,7 +26,7 @@ class Reach:
         prompts: [Q] int32, the tokens that are read of each source.
         seat: [N] int32, source times R plus a place among the rows that continue it; Q R: none.
         seated: [Q, R] int32, the row on each seat, 0 where there is none.
-        by_kernel: whether `flash_decoding` reads the caches.
+        by_kernel: whether kernels read the caches (`flash_decoding`) and write them (`decode_heads`).
     """
 
     slot: jax.Array
@@ -38,7 +38,7 @@ class Reach:
 
 
 def kernel_serves(config: qwen3.Qwen3Config, mesh: Mesh | AbstractMesh | None) -> bool:
-    """Whether the kernel can read the caches: on one NVIDIA GPU, which `config.attention` tells, in a 16-bit type."""
+    """Whether the kernels can be run: on one NVIDIA GPU, which `config.attention` tells, in a 16-bit type."""
     alone = mesh is None or mesh.size == 1  # what splits the programs over devices knows nothing of a kernel's inside
     return alone and config.attention in attending.CUDNN and flash_decoding.serves(config.head_dim)
 
@@ -68,33 +68,41 @@ def reach(
     return Reach(step, own, prompts, seat, seated, by_kernel)
 
 
+def write(
+    place: Callable[..., Array],
+    reach: Reach,
+    cache: tuple[Float[Array, "N K S E"], Float[Array, "N K S E"]],
+    *new: Float[Array, "N 1 K E"],
+) -> tuple[Array, ...]:
+    """The cache with a new token's key and value in; `place` puts an array on the mesh by the names of its axes."""
+
+    def written(old: Array, leaf: Array) -> Array:
+        full = jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(leaf, 1, 2), reach.slot, 2)
+        return place(full, "batch", "kv_heads")
+
+    return tuple(written(*pair) for pair in zip(cache, new, strict=True))
+
+
 def attend(
     place: Callable[..., Array],
     reach: Reach,
     prompt: tuple[Array, Array],
     cache: tuple[Array, Array],
     queries: Float[Array, "N 1 H E"],
-    *new: Float[Array, "N 1 K E"],
-) -> tuple[Float[Array, "N 1 H E"], tuple[Array, ...]]:
-    """Attention of a new token of every row to its prompt and its completion, and the cache with the token in.
+) -> Float[Array, "N 1 H E"]:
+    """Attention of a new token of every row to its prompt and its completion.
 
     Args:
-        place: puts an array on the mesh by the names of its first axes.
+        place: as of `write`.
         reach: of the token.
         prompt: the layer's keys and values of the sources, [Q, K, B, E].
-        cache: those of the rows, [N, K, S, E].
-        queries, new: of the token; `new` are its key and its value.
+        cache: those of the rows, [N, K, S, E], the token's own among them.
+        queries: of the token.
     """
-
-    def written(old: Array, leaf: Array) -> Array:
-        full = jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(leaf, 1, 2), reach.slot, 2)
-        return place(full, "batch", "kv_heads")
-
-    caches = tuple(written(*pair) for pair in zip(cache, new, strict=True))
-    grouped = queries.reshape(queries.shape[0], new[0].shape[2], -1, queries.shape[-1])  # [N, K, G, E]
-    own = _attend_first(reach, grouped, *caches, reach.own)
+    grouped = queries.reshape(queries.shape[0], cache[0].shape[1], -1, queries.shape[-1])  # [N, K, G, E]
+    own = _attend_first(reach, grouped, *cache, reach.own)
     mixed = attending.merge(own, _attend_prompts(place, reach, *prompt, grouped))
-    return mixed.reshape(queries.shape).astype(queries.dtype), caches
+    return mixed.reshape(queries.shape).astype(queries.dtype)
 
 
 def _attend_prompts(

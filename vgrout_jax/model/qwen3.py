@@ -7,7 +7,7 @@ Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -127,15 +127,13 @@ class Block(nn.Module):
         route: lora2r.Route | None,
         *,
         attend: Callable[[Array, Array, Array], tuple[Array, Any]] | None = None,
-        project: Callable[[tuple[str, ...], Array], Sequence[Array]] | None = None,
         cache_alone: bool = False,
     ) -> tuple[Array, Any]:
         """Returns the layer's output [N, T, D], and its tokens' keys and values, each [N, T, K, E].
 
         `attend(queries, keys, values)` attends to more than these tokens and returns [N, T, H, E], and what is to be
-        returned instead of keys and values; None: a token reads itself and those before it. `project(names, inputs)`
-        computes the maps of one of `GROUPS`, their adapters included; None: each by itself, from the parameters.
-        `cache_alone`: nothing but keys and values is computed, and the input is returned in the output's place.
+        returned instead of keys and values; None: a token reads itself and those before it. `cache_alone`: nothing
+        but keys and values is computed, and the input is returned in the output's place.
         """
         config, shapes = self.config, self.config.module_shapes()
         rows, length = x.shape[:2]
@@ -144,18 +142,13 @@ class Block(nn.Module):
             init = nn.initializers.normal(0.02) if len(shape) == 2 else nn.initializers.ones
             return self.param(name, init, shape, config.dtype)
 
-        def linear(names: tuple[str, ...], inputs: Array) -> Sequence[Array]:
-            if project is not None:
-                return project(names, inputs)
-            return [checkpoint_name(alone(name, inputs), "product") for name in names]
-
-        def alone(name: str, inputs: Array) -> Array:
+        def linear(name: str, inputs: Array) -> Array:
             out = inputs @ weight(name, shapes[name])
-            if adapter is None:
-                return out
-            scale = None if adapter.scale is None else adapter.scale[name]
-            down, up = adapter.factors.a[name], adapter.factors.b[name]
-            return out + lora2r.apply_fused(inputs, down, up, route, scale)
+            if adapter is not None:
+                scale = None if adapter.scale is None else adapter.scale[name]
+                down, up = adapter.factors.a[name], adapter.factors.b[name]
+                out = out + lora2r.apply_fused(inputs, down, up, route, scale)
+            return checkpoint_name(out, "product")
 
         def norm(name: str, inputs: Array, size: int) -> Array:
             return rms_norm(inputs, weight(name, (size,)), config.norm_epsilon)
@@ -169,20 +162,20 @@ class Block(nn.Module):
         with jax.named_scope("attention"):
             hidden = norm("input_norm", x, config.hidden_size)
             if cache_alone:
-                keys, values = map(heads, linear(GROUPS[0][1:], hidden))
+                keys, values = (heads(linear(name, hidden)) for name in GROUPS[0][1:])
                 return x, (placed("k_norm", keys), values)
-            queries, keys, values = map(heads, linear(GROUPS[0], hidden))
+            queries, keys, values = (heads(linear(name, hidden)) for name in GROUPS[0])
             queries, keys = placed("q_norm", queries), placed("k_norm", keys)
             if attend is None:
                 mixed, cache = _attend(config, queries, keys, values, attention), (keys, values)
             else:
                 mixed, cache = attend(queries, keys, values)
             mixed = checkpoint_name(mixed, "product")
-            x = x + linear(GROUPS[1], mixed.reshape(rows, length, -1))[0]
+            x = x + linear("o_proj", mixed.reshape(rows, length, -1))
         with jax.named_scope("mlp"):
             hidden = norm("post_norm", x, config.hidden_size)
-            gate, up = linear(GROUPS[2], hidden)
-            x = x + linear(GROUPS[3], nn.silu(gate) * up)[0]
+            inner = nn.silu(linear("gate_proj", hidden)) * linear("up_proj", hidden)
+            x = x + linear("down_proj", inner)
         return x, cache
 
 

@@ -2,8 +2,8 @@
 
 This is how the decode loop reads weights, where a product takes as long as reading its weights does and every kernel
 beside it counts. The first product computes the maps and goes down into their adapters' rank space, the second comes
-up from there. On NVIDIA GPUs the gate, the second product and the sum of both are one kernel; elsewhere the second
-product has zeros where a map meets the rank space of another.
+up from there. On NVIDIA GPUs the masks, the second product, the sum of both and the feed-forward's activation are one
+kernel; elsewhere the second product has zeros where a map meets the rank space of another.
 
 Reference: docs/method.md section 2; the formula is that of `lora2r.apply_fused`, without the probe's scale.
 """
@@ -72,21 +72,26 @@ def widen(
     return Wide(maps, up, sizes, by_kernel)
 
 
-def apply(x: Float[Array, "N T D"], wide: Wide, quarantine_on: Bool[Array, " N"]) -> list[Float[Array, "N T F"]]:
-    """Each map's output, its adapter's included, in x's dtype; the two are added up in float32.
+def apply(
+    x: Float[Array, "N T D"], wide: Wide, quarantine_on: Bool[Array, " N"], *, gated: bool = False
+) -> Float[Array, "N T columns"]:
+    """The maps' outputs side by side, their adapters' included, in x's dtype; the two are added up in float32.
 
     Args:
         x: the maps' input.
         wide: of `widen`.
         quarantine_on: m; where it is False the quarantine adds nothing.
+        gated: of two maps, silu(first) * second instead, [N, T, F / 2].
     """
     product = jnp.einsum("NTD,DF->NTF", x, wide.maps, preferred_element_type=jnp.float32)
     if wide.by_kernel:
         flat, on = product.reshape(-1, product.shape[-1]), jnp.repeat(quarantine_on, x.shape[1])
-        out = add_adapters(flat, wide.up, on, sizes=wide.sizes).reshape(*x.shape[:2], -1)
-    else:
-        out = _added(product, wide, quarantine_on, x.dtype)
-    return jnp.split(out.astype(x.dtype), _ends(wide.sizes)[:-1], axis=-1)
+        return add_adapters(flat, wide.up, on, sizes=wide.sizes, gated=gated).reshape(*x.shape[:2], -1)
+    out = _added(product, wide, quarantine_on, x.dtype).astype(x.dtype)
+    if not gated:
+        return out
+    gate, up = jnp.split(out, 2, axis=-1)
+    return jax.nn.silu(gate) * up
 
 
 def _added(product: Float[Array, "N T FplusR"], wide: Wide, quarantine_on: Bool[Array, " N"], dtype: Any) -> Array:
@@ -107,10 +112,11 @@ def add_adapters(
     quarantine_on: Bool[Array, " N"],
     *,
     sizes: Sequence[int],
+    gated: bool = False,
     tiling: Tiling | None = None,
     interpret: bool = False,
-) -> Float[Array, "N F"]:
-    """The maps' outputs with their adapters' added, by the kernel, in the type of `up`.
+) -> Float[Array, "N columns"]:
+    """The maps' outputs with their adapters' added, by the kernel, in the type of `up`; `gated` as in `apply`.
 
     Args:
         product: float32, the maps' outputs, and behind them (A x, dA x) of each map.
@@ -121,11 +127,11 @@ def add_adapters(
         interpret: runs on any device, slowly.
     """
     tiling = tiling or Tiling()
-    count, total = product.shape[0], sum(sizes)
+    count, total = product.shape[0], sum(sizes[:1] if gated else sizes)
     rows = min(tiling.rows, max(_LEAST_SIDE, pl.next_power_of_2(count)))
     columns = _columns(sizes, tiling.columns)
     return pl.pallas_call(
-        functools.partial(_add, ends=_ends(sizes), rows=rows, columns=columns),
+        functools.partial(_add, ends=_ends(sizes), gated=gated, rows=rows, columns=columns),
         grid=(pl.cdiv(count, rows), total // columns),
         out_shape=jax.ShapeDtypeStruct((count, total), up.dtype),
         compiler_params=plgpu.CompilerParams(num_warps=tiling.warps, num_stages=1),
@@ -147,22 +153,31 @@ def _add(
     product_ref: Any,  # [N, F + R]
     up_ref: Any,  # [F, 4r]
     on_ref: Any,  # [N]
-    out_ref: Any,  # [N, F]
+    out_ref: Any,  # [N, columns], F or half of it
     *,
     ends: tuple[int, ...],
+    gated: bool,
     rows: int,
     columns: int,
 ) -> None:
-    """One program: some rows of some columns, which are all of one map."""
+    """One program: some rows of some columns, which are all of one map, or of `gated` ones of both."""
     first, width = pl.program_id(1) * columns, up_ref.shape[1]
-    owner = sum(((first >= end).astype(jnp.int32) for end in ends[:-1]), start=jnp.int32(0))
-    span, here = pl.ds(pl.program_id(0) * rows, rows), pl.ds(first, columns)
+    span = pl.ds(pl.program_id(0) * rows, rows)
     inside = pl.program_id(0) * rows + jnp.arange(rows) < out_ref.shape[0]
-    inner_span = pl.ds(ends[-1] + owner * width, width)
-    inner = plgpu.load(product_ref.at[span, inner_span], mask=inside[:, None], other=0.0)
-    base = plgpu.load(product_ref.at[span, here], mask=inside[:, None], other=0.0)
     on = plgpu.load(on_ref.at[span], mask=inside, other=0) > 0
-    deployed = jnp.arange(width) // (width // 4) % 2 == 0
-    gated = jnp.where(on[:, None] | deployed[None], inner, 0.0).astype(up_ref.dtype)
-    added = base + plgpu.dot(gated, up_ref[here, :], trans_b=True)
-    plgpu.store(out_ref.at[span, here], added.astype(out_ref.dtype), mask=inside[:, None])
+    runs = on[:, None] | (jnp.arange(width) // (width // 4) % 2 == 0)[None]  # the deployed block always does
+
+    def of_map(owner: Array | int, begin: Array) -> Array:
+        """The columns from `begin` on, which are that map's."""
+        inner_span, here = pl.ds(ends[-1] + owner * width, width), pl.ds(begin, columns)
+        inner = plgpu.load(product_ref.at[span, inner_span], mask=inside[:, None], other=0.0)
+        base = plgpu.load(product_ref.at[span, here], mask=inside[:, None], other=0.0)
+        kept = jnp.where(runs, inner, 0.0).astype(up_ref.dtype)
+        return base + plgpu.dot(kept, up_ref[here, :], trans_b=True)
+
+    if gated:
+        out = jax.nn.silu(of_map(0, first)) * of_map(1, ends[0] + first)
+    else:
+        owner = sum(((first >= end).astype(jnp.int32) for end in ends[:-1]), start=jnp.int32(0))
+        out = of_map(owner, first)
+    plgpu.store(out_ref.at[span, pl.ds(first, columns)], out.astype(out_ref.dtype), mask=inside[:, None])
