@@ -29,6 +29,7 @@ import timing
 import update
 import work
 
+from vgrout_jax import compiling
 from vgrout_jax.config import Config
 from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
 from vgrout_jax.rl.blocks import Cutter
@@ -194,19 +195,20 @@ def main() -> None:
     parser.add_argument("--device-gb", type=float, default=139.0, help="GiB of the device that it is to fit")
     parser.add_argument("--only", default="", help="programs whose name begins so")
     options = parser.parse_args()
+    compiling.collect_rarely()
     shape, kl, found = shapes.chosen(parser, options), not options.no_kl, {}
     compilations, began = timing.Compilations(), time.perf_counter()
     arm = options.arms.split(",")[0]
     for program in programs(shape, arm, kl=kl):
         if program.name.startswith(options.only):
             found[program.name] = look(program, shape)
-    compiling = compilations.seconds(began, time.perf_counter())
+    compiling_s = compilations.seconds(began, time.perf_counter())
     kept = account(shape, shapes.configuration(shape, arm, kl=kl))
-    show(options, found, kept, compiling)
+    show(options, found, kept, compiling_s)
     peak = max(figures["in all"] for figures in found.values())
     fits = peak <= options.device_gb * 2**30
     summary = {"shape": options.shape, "sizes": shapes.sizes(shape), "programs": found, "account": kept}
-    tables.write(options.json, {**summary, "compiling_s": compiling, "peak_bytes": peak, "fits": fits})
+    tables.write(options.json, {**summary, "compiling_s": compiling_s, "peak_bytes": peak, "fits": fits})
     whole = {name: figures["whole_logits"] for name, figures in found.items() if figures["whole_logits"]}
     if whole:
         sys.exit(f"error: float32 arrays of all rollouts' logits, [N, T, V] or larger: {whole}")

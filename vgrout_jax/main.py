@@ -14,6 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from vgrout_jax import compiling
 from vgrout_jax.config import SCALES, Config
 
 
@@ -127,6 +128,7 @@ def main(_: Sequence[str]) -> None:
     try:
         config, workdir = resolve(CONFIG.value, WORKDIR.value)
         _quiet_libraries()
+        compiling.collect_rarely()
         from vgrout_jax.env.grading import GradingFailed
         from vgrout_jax.preemption import Preempted
         from vgrout_jax.rl.guard import Divergence  # jax is imported once the configuration has been checked
