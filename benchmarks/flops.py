@@ -22,7 +22,12 @@ def matmul_flops(function: Any, *arguments: Any, trips: int = 1) -> int:
 
     Of a `cond`'s branches the most costly one counts.
     """
-    return _of(_live(function, *arguments), trips, _product)
+    return traced_flops(_trace(function, *arguments), trips=trips)
+
+
+def traced_flops(traced: jax.stages.Traced, *, trips: int = 1) -> int:
+    """`matmul_flops` of what `jax.jit(...).trace` gives."""
+    return _of(_live(traced), trips, _product)
 
 
 def written_bytes(function: Any, *arguments: Any, trips: int = 1) -> int:
@@ -30,14 +35,17 @@ def written_bytes(function: Any, *arguments: Any, trips: int = 1) -> int:
 
     XLA's own count of bytes depends on its version and on what it fuses; this one changes only with the program.
     """
-    return _of(_live(function, *arguments), trips, _written)
+    return _of(_live(_trace(function, *arguments)), trips, _written)
 
 
-def _live(function: Any, *arguments: Any) -> core.Jaxpr:
-    """The program without what nothing depends on, which a compiler leaves out, too."""
+def _trace(function: Any, *arguments: Any) -> jax.stages.Traced:
     # Not by `jax.make_jaxpr`, in which a function with options of the compiler may not stand.
-    traceable = function if hasattr(function, "trace") else jax.jit(function)
-    jaxpr = traceable.trace(*arguments).jaxpr.jaxpr
+    return (function if hasattr(function, "trace") else jax.jit(function)).trace(*arguments)
+
+
+def _live(traced: jax.stages.Traced) -> core.Jaxpr:
+    """The program without what nothing depends on, which a compiler leaves out, too."""
+    jaxpr = traced.jaxpr.jaxpr
     return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), instantiate=True)[0]
 
 

@@ -5,7 +5,9 @@
 
 For each program: arguments, outputs, temporaries, what is donated (arguments whose memory an output takes), and what
 stays on the device beside it. No program may hold a float32 array of all rollouts' logits, [N, T, V]; the command
-fails where one does. A second table adds up by formula what training at this shape has to keep.
+fails where one does. Nor may XLA compute a product that nothing has asked for: "products" are the operations of those
+in the compiled program over those in the traced one, and the command fails where they are more. A second table adds
+up by formula what training at this shape has to keep.
 
 The temporaries are those of the backend that compiles. XLA has no bfloat16 products on the CPU: it computes them in
 float32 there, and would convert what a loop over layers reads as a whole before the loop. It is told not to, so that
@@ -21,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flops
 import jax
 import jax.numpy as jnp
 import shapes
@@ -28,13 +31,15 @@ import tables
 import timing
 import update
 import work
+from compiled_flops import compiled_flops
 
 from vgrout_jax import compiling
 from vgrout_jax.config import Config
 from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
 from vgrout_jax.rl.blocks import Cutter
 
-COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s")
+COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s", "products")
+_MOST_PRODUCTS = 1.01  # a layer's output computed a second time would be 1.03 and more
 # Copies of whole stacks in float32, made once before the loop that reads a layer at a time, are the CPU's alone.
 _OPTIONS = {"cpu": {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}}
 _CALLED = re.compile(r" fusion\(.*calls=(%[\w.-]+)")
@@ -47,12 +52,12 @@ class Program:
 
     Attributes:
         name: in the table.
-        lower: traces and lowers it.
+        trace: traces it.
         beside: bytes on the device while it runs that are none of its arguments.
     """
 
     name: str
-    lower: Callable[[], Any]
+    trace: Callable[[], jax.stages.Traced]
     beside: int
 
 
@@ -62,16 +67,16 @@ def programs(shape: shapes.Shape, arm: str, *, kl: bool) -> list[Program]:
     inputs = shapes.abstract_inputs(shape, config)
     step = update.step_of(shape, arm, kl=kl)
     moments = size_of(inputs.state.optimizer)
-    found = [Program(f"update, {arm}", lambda: step.lower(*inputs.arguments()), 0)]
+    found = [Program(f"update, {arm}", lambda: step.trace(*inputs.arguments()), 0)]
     sample = sampler.build_sampler(shape.model, max_new_tokens=shape.new_tokens, eos_ids=(0,), pad_id=0)
     bounds = [0, *padding.completion_lengths(shape.new_tokens)]
     arguments, named = _sampler_arguments(shape, inputs)
-    found.append(Program("prefill", lambda: sample.prefill.lower(*arguments, named["source_policy"]), moments))
+    found.append(Program("prefill", lambda: sample.prefill.trace(*arguments, named["source_policy"]), moments))
     policy, prompts, rows, state = begun(sample, *arguments, seats=shape.group // 2, slots=shape.new_tokens, **named)
     part = jax.eval_shape(lambda: decode.empty_part(sample.settings, shape.rows, bounds[-1] - bounds[-2]))
     span = jax.eval_shape(lambda: decode.Span(jnp.int32(0), jnp.int32(1), jnp.float32(1)))
     kept = size_of((inputs.frozen.base["layers"], inputs.frozen.init, inputs.state.deltas)) + moments
-    found.append(Program("decode", lambda: sample.advance.lower(policy, prompts, rows, (state, part), span), kept))
+    found.append(Program("decode", lambda: sample.advance.trace(policy, prompts, rows, (state, part), span), kept))
     return found
 
 
@@ -119,10 +124,11 @@ def size_of(tree: Any) -> int:
 
 
 def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
-    """Compiles a program; bytes, seconds, and the largest float32 arrays of its text."""
+    """Compiles a program; bytes, seconds, products, and the largest float32 arrays of its text."""
     started = time.perf_counter()
-    lowered = program.lower()
-    traced = time.perf_counter()
+    traced = program.trace()
+    lowered = traced.lower()
+    lowered_at = time.perf_counter()
     compiled = lowered.compile(compiler_options=_OPTIONS.get(jax.default_backend()))
     ended = time.perf_counter()
     memory, text = compiled.memory_analysis(), compiled.as_text()
@@ -134,8 +140,9 @@ def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
         "donated": memory.alias_size_in_bytes,
         "beside": program.beside,
         "in all": total - memory.alias_size_in_bytes + program.beside,
-        "trace s": traced - started,
-        "compile s": ended - traced,
+        "trace s": lowered_at - started,
+        "compile s": ended - lowered_at,
+        "products": compiled_flops(text) / max(1, flops.traced_flops(traced)),
         "largest": largest_arrays(text),
         "whole_logits": whole_logits(text, shape),
     }
@@ -212,6 +219,9 @@ def main() -> None:
     whole = {name: figures["whole_logits"] for name, figures in found.items() if figures["whole_logits"]}
     if whole:
         sys.exit(f"error: float32 arrays of all rollouts' logits, [N, T, V] or larger: {whole}")
+    again = {name: figures["products"] for name, figures in found.items() if figures["products"] > _MOST_PRODUCTS}
+    if again:
+        sys.exit(f"error: products that nothing asked for, compiled over traced operations: {again}")
     print(
         f"no float32 array of all rollouts' logits; the most in use is {peak / 2**30:.4g} GiB, which "
         f"{'fits' if fits else 'does NOT fit'} {options.device_gb:g} GiB"
@@ -222,7 +232,8 @@ def show(options: argparse.Namespace, found: dict[str, Any], kept: dict[str, int
     """Prints the tables."""
     rows = []
     for name, figures in found.items():
-        rows.append([name, *[figures[c] if c.endswith(" s") else figures[c] / 2**30 for c in COLUMNS]])
+        plain = [c for c in COLUMNS if c.endswith(" s") or c == "products"]
+        rows.append([name, *[figures[c] if c in plain else figures[c] / 2**30 for c in COLUMNS]])
     tables.show(f"programs, shape {options.shape}, in GiB", ("program", *COLUMNS), rows)
     for name, figures in found.items():
         print(f"{name}: the largest float32 arrays are {', '.join(f'[{dims}]' for dims in figures['largest'])}")

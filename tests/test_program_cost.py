@@ -15,6 +15,7 @@ import flops
 import shapes
 import update
 import work
+from compiled_flops import compiled_flops
 
 from vgrout_jax import sharding
 from vgrout_jax.rl import blocks
@@ -58,6 +59,47 @@ def test_operations_are_those_of_the_matrix_products(function, products):
     assert flops.matmul_flops(function, A, B, trips=4) == products * PRODUCT
 
 
+@pytest.mark.parametrize(
+    ("function", "products"),
+    [
+        (lambda a, b: a @ b, 1),
+        (lambda a, b: jax.lax.fori_loop(0, 7, lambda _, c: c + jnp.sum((c + a) @ b), 0.0), 7),
+        (jax.grad(lambda a, b: jnp.sum(jnp.sin(a @ b)), argnums=(0, 1)), 3),
+        (lambda a, b: jax.lax.cond(a[0, 0] > 0, lambda: jnp.sum(jnp.sin(a @ b)), lambda: jnp.sum(jnp.sin(a))), 1),
+        (lambda a, b: jax.lax.while_loop(lambda c: c < 9, lambda c: c + jnp.sum(jnp.sin(c * a @ b)), 0.0), 4),
+    ],
+)
+def test_operations_of_a_compiled_program_are_those_that_were_asked_for(function, products):
+    text = jax.jit(function).lower(A, B).compile().as_text()
+    assert compiled_flops(text, trips=4) == products * PRODUCT
+
+
+def test_operations_of_a_gpus_program_are_those_of_its_library():
+    text = """HloModule jit_f, is_scheduled=true
+
+%body.1 (p: (f32[3,4], f32[4,5])) -> (f32[3,4], f32[4,5]) {
+  %p = (f32[3,4]{1,0}, f32[4,5]{1,0}) parameter(0)
+  %a.1 = f32[3,4]{1,0} get-tuple-element(%p), index=0
+  %b = f32[4,5]{1,0} get-tuple-element(%p), index=1
+  %custom-call.1 = (f32[3,5]{1,0}, s8[32]{0}) custom-call(%a.1, %b), custom_call_target="__cublas$lt$matmul", CONFIG
+  %k = f32[3,5]{1,0} custom-call(%a.1, %b), custom_call_target="__gpu$xla.gpu.triton"
+  ROOT %t = (f32[3,4]{1,0}, f32[4,5]{1,0}) tuple(%a.1, %b)
+}
+
+ENTRY %main.2 (x: f32[3,4], y: f32[4,5]) -> (f32[3,4], f32[4,5]) {
+  %x = f32[3,4]{1,0} parameter(0)
+  %y = f32[4,5]{1,0} parameter(1)
+  %c = (f32[3,4]{1,0}, f32[4,5]{1,0}) tuple(%x, %y)
+  ROOT %w = (f32[3,4]{1,0}, f32[4,5]{1,0}) while(%c), condition=%c.1, body=%body.1, TRIPS
+}
+"""
+    config = 'backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}'
+    text = text.replace("CONFIG", config).replace("TRIPS", 'backend_config={"known_trip_count":{"n":"6"}}')
+    assert compiled_flops(text) == 6 * PRODUCT
+    with pytest.raises(ValueError, match="no ENTRY"):
+        compiled_flops("HloModule jit_f")
+
+
 def test_bytes_are_those_of_every_intermediate_array():
     def function(a, b):
         def body(carry, _):
@@ -99,6 +141,7 @@ def test_the_step_does_no_more_than_it_did(attention, arm):
 def test_the_compiled_step_holds_no_more_than_it_did(arm):
     found = update.look(shapes.SHAPES["tiny"], arm, kl=True)
     assert found["temporaries_gb"] * 1e9 <= MOST_TEMPORARIES
+    assert compiled_flops(found["compiled"].as_text()) <= 1.001 * found["flops"]
     state = found["donated_gb"] * 1e9
     model = shapes.SHAPES["tiny"].model
     factors = sum(i + o for i, o in model.module_shapes().values()) * 2 * 8 * model.num_layers
