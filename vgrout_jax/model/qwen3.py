@@ -170,7 +170,6 @@ class Block(nn.Module):
                 mixed, cache = _attend(config, queries, keys, values, attention), (keys, values)
             else:
                 mixed, cache = attend(queries, keys, values)
-            mixed = checkpoint_name(mixed, "product")
             x = x + linear("o_proj", mixed.reshape(rows, length, -1))
         with jax.named_scope("mlp"):
             hidden = norm("post_norm", x, config.hidden_size)
@@ -183,7 +182,8 @@ def _attend(config: Qwen3Config, queries: Array, keys: Array, values: Array, att
     if config.attention in attending.CUDNN and attention.valid is None:
         return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
     by_rows = config.attention == "rows"
-    return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
+    mixed = attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
+    return checkpoint_name(mixed, "product")  # of cuDNN's, `_keep_products` keeps what the kernel itself put out
 
 
 def _attend_behind(
