@@ -270,6 +270,21 @@ def test_tensorboard_gets_every_number_and_no_gaps(tmp_path):
     assert len(events) == 2 + 4 * 3  # overall and two modes
 
 
+def test_event_files_need_no_pytorch_and_leave_it_to_others(tmp_path):
+    """Where it is installed, its import would take seconds of every start."""
+    (tmp_path / "torch.py").write_text("print('imported')")
+    script = (
+        "import sys; from pathlib import Path; from vgrout_jax.events import EventFile\n"
+        "file = EventFile(Path(sys.argv[1])); file.write(3, {'loss': 1.5}); file.close(); print('written'); import torch"
+    )
+    folder, root = tmp_path / "events", Path(__file__).resolve().parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
+    command = [sys.executable, "-c", script, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["written", "imported"]
+    assert read_events(folder) == [(3, "loss", 1.5)]
+
+
 def test_no_event_files_where_tensorboard_is_off(tmp_path):
     with RunWriter(tmp_path, config()) as writer:
         writer.write_step(0, {"loss": 1.0})

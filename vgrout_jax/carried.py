@@ -166,11 +166,18 @@ def check_identity(path: Path, stored: Mapping[str, Any], now: Mapping[str, Any]
 
 def _samples(frozen: Frozen) -> dict[str, list[float]]:
     """Values of every frozen array, evenly spread over it."""
-    picked = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path({"base": frozen.base, "init": frozen.init}):
+
+    def pick(leaf: jax.Array) -> jax.Array:
         places = np.linspace(0, leaf.size - 1, SAMPLES).astype(int)
-        picked[jax.tree_util.keystr(path, simple=True, separator=".")] = leaf[np.unravel_index(places, leaf.shape)]
-    return {name: np.asarray(values, np.float32).tolist() for name, values in jax.device_get(picked).items()}
+        return leaf[np.unravel_index(places, leaf.shape)]
+
+    arrays = {"base": frozen.base, "init": frozen.init}
+    picked = jax.device_get(jax.jit(lambda arrays: jax.tree.map(pick, arrays))(arrays))  # one program for all
+    names = jax.tree_util.tree_leaves_with_path(picked)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(values, np.float32).tolist()
+        for path, values in names
+    }
 
 
 def _processor() -> str:

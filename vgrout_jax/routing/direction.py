@@ -9,6 +9,7 @@ from typing import Optional
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
@@ -263,8 +264,8 @@ def check_routing(routing: Routing, *, placebo: Optional[str]) -> None:
         ValueError: a value that is not finite; or no usable module and no placebo. (For a placebo that is an
             event to count: the gate then labels every rollout clean.)
     """
-    for name, leaf in jax.tree_util.tree_leaves_with_path(routing):
-        if not bool(jnp.all(jnp.isfinite(leaf))):
+    for name, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(routing)):
+        if not np.isfinite(leaf).all():
             raise ValueError(f"routing{jax.tree_util.keystr(name)} must be finite: the pairs' gradients are not")
     if placebo is None and int(routing.bands.usable_modules) == 0:
         raise ValueError(
