@@ -275,7 +275,8 @@ def test_event_files_need_no_pytorch_and_leave_it_to_others(tmp_path):
     (tmp_path / "torch.py").write_text("print('imported')")
     script = (
         "import sys; from pathlib import Path; from vgrout_jax.events import EventFile\n"
-        "file = EventFile(Path(sys.argv[1])); file.write(3, {'loss': 1.5}); file.close(); print('written'); import torch"
+        "file = EventFile(Path(sys.argv[1])); file.write(3, {'loss': 1.5}); file.close()\n"
+        "print('written'); import torch"
     )
     folder, root = tmp_path / "events", Path(__file__).resolve().parents[1]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(root)])}
