@@ -56,7 +56,7 @@ def _qwen(vocabulary: int, width: int, forward: int, layers: int, heads: tuple[i
 
 SHAPES = {
     "tiny": Shape(_qwen(512, 64, 160, 2, (4, 2, 16)), 8, 2, 4, 32, 16, 4),
-    "cpu": Shape(_qwen(4096, 256, 768, 4, (8, 4, 32)), 8, 8, 8, 512, 64, 8),
+    "cpu": Shape(_qwen(4096, 256, 768, 4, (8, 4, 32), remat="cheap"), 8, 8, 8, 512, 64, 8),
     "qwen3-4b": Shape(
         _qwen(151936, 2560, 9728, 36, (32, 8, 128), dtype=jnp.bfloat16, remat="cheap"), 32, 16, 16, 1024, 1536, 8, 400
     ),
