@@ -91,7 +91,7 @@ def call(sample, config: qwen3.Qwen3Config = GROUPED, **changes) -> sampler.Samp
 
 def interpret_kernels(monkeypatch) -> None:
     """The decode loop's kernels run on any device, whatever the sizes, and the loop takes them."""
-    kernels = ((flash_decoding, "attend_filled"), (decode_heads, "by_kernel"), (wide_maps, "add_adapters"))
+    kernels = ((flash_decoding, "attend_filled"), (decode_heads, "take_in_by_kernel"), (wide_maps, "add_adapters"))
     for module, name in kernels:
         monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
     monkeypatch.setattr(decode_attention, "kernel_serves", lambda *_: True)

@@ -54,7 +54,8 @@ def take_in(inputs: dict, places: np.ndarray, *, by_kernel: bool) -> tuple:
 @pytest.fixture
 def interpreted(monkeypatch):
     """The kernel on any device."""
-    monkeypatch.setattr(decode_heads, "by_kernel", functools.partial(decode_heads.by_kernel, interpret=True))
+    kernel = functools.partial(decode_heads.take_in_by_kernel, interpret=True)
+    monkeypatch.setattr(decode_heads, "take_in_by_kernel", kernel)
 
 
 @pytest.mark.parametrize("by_kernel", [True, False], ids=["kernel", "plain"])
@@ -87,7 +88,7 @@ def test_it_lowers_to_one_kernel_that_writes_in_place():
     given = (shaped(64, 6144), shaped(dtype=jnp.int32), (norm, norm), (angle, angle), (cache, cache))
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
-        place = jax.jit(functools.partial(decode_heads.by_kernel, epsilon=EPSILON))
+        place = jax.jit(functools.partial(decode_heads.take_in_by_kernel, epsilon=EPSILON))
         text = place.trace(*given).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("xla.gpu.triton") == 1
     assert text.count("#stablehlo.output_operand_alias<") == 2

@@ -43,7 +43,7 @@ def take_in(
     rows, count, _, width = cache[0].shape
     if reach.by_kernel:
         angles = (leaf[:, 0] for leaf in (attention.cos, attention.sin))
-        queries, *cache = by_kernel(heads[:, 0], reach.slot, norms, tuple(angles), cache, epsilon=epsilon)
+        queries, *cache = take_in_by_kernel(heads[:, 0], reach.slot, norms, tuple(angles), cache, epsilon=epsilon)
         return queries[:, None], tuple(cache)
     split = heads.reshape(rows, 1, -1, width)
     queries, keys, values = jnp.split(split, [split.shape[2] - 2 * count, split.shape[2] - count], axis=2)
@@ -55,7 +55,7 @@ def take_in(
     return queries, decode_attention.write(place, reach, cache, keys, values)
 
 
-def by_kernel(
+def take_in_by_kernel(
     heads: Float[Array, "N F"],
     slot: Int[Array, ""],
     norms: tuple[Float[Array, " E"], Float[Array, " E"]],
@@ -79,7 +79,7 @@ def by_kernel(
     rows = min(_ROWS, pl.next_power_of_2(heads.shape[0]))
     shapes = [jax.ShapeDtypeStruct((heads.shape[0], queries, width), heads.dtype), *map(_shape, cache)]
     return pl.pallas_call(
-        functools.partial(_place, rows=rows, epsilon=epsilon),
+        functools.partial(_take_in, rows=rows, epsilon=epsilon),
         grid=(pl.cdiv(heads.shape[0], rows), queries + 2 * count),
         out_shape=shapes,
         input_output_aliases={6: 1, 7: 2},
@@ -92,7 +92,7 @@ def _shape(leaf: Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
 
 
-def _place(
+def _take_in(
     slot_ref: Any,  # [1]
     heads_ref: Any,  # [N, F]
     query_norm_ref: Any,  # [E]

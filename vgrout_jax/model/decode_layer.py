@@ -6,6 +6,7 @@ Where weights are not split over devices, the maps of one input and their adapte
 Reference: docs/method.md sections 2 and 3.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -74,36 +75,24 @@ def read(
         reach: what it attends to.
         quarantine_on: m of every row.
     """
+    attend = functools.partial(decode_attention.attend, place, reach, prompt)
     if layer.wide is None:
-        return _read_split(config, place, layer, prompt, cache, x, attention, reach, quarantine_on)
+
+        def attend_with(queries: Array, *new: Array) -> tuple[Array, decode_heads.Cache]:
+            written = decode_attention.write(place, reach, cache, *new)
+            return attend(written, queries), written
+
+        block, route = qwen3.Block(config), lora2r.Route(quarantine_on)
+        return block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, attend=attend_with)
     epsilon, weights = config.norm_epsilon, layer.parameters
     inputs, outputs, gate_up, down = layer.wide
     with jax.named_scope("attention"):
         hidden = qwen3.rms_norm(x, weights["input_norm"], epsilon)
         heads, norms = wide_maps.apply(hidden, inputs, quarantine_on), (weights["q_norm"], weights["k_norm"])
         queries, cache = decode_heads.take_in(place, reach, attention, norms, cache, heads, epsilon=epsilon)
-        mixed = decode_attention.attend(place, reach, prompt, cache, queries)
-        x = x + wide_maps.apply(mixed.reshape(*x.shape[:2], -1), outputs, quarantine_on)
+        mixed = attend(cache, queries).reshape(*x.shape[:2], -1)
+        x = x + wide_maps.apply(mixed, outputs, quarantine_on)
     with jax.named_scope("mlp"):
         hidden = qwen3.rms_norm(x, weights["post_norm"], epsilon)
         inner = wide_maps.apply(hidden, gate_up, quarantine_on, gated=True)
         return x + wide_maps.apply(inner, down, quarantine_on), cache
-
-
-def _read_split(
-    config: qwen3.Qwen3Config,
-    place: Callable[..., Array],
-    layer: Layer,
-    prompt: tuple[Array, Array],
-    cache: decode_heads.Cache,
-    x: Array,
-    attention: qwen3.Attention,
-    reach: decode_attention.Reach,
-    quarantine_on: Array,
-) -> tuple[Array, decode_heads.Cache]:
-    def attend(queries: Array, *new: Array) -> tuple[Array, decode_heads.Cache]:
-        written = decode_attention.write(place, reach, cache, *new)
-        return decode_attention.attend(place, reach, prompt, written, queries), written
-
-    block, route = qwen3.Block(config), lora2r.Route(quarantine_on)
-    return block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, attend=attend)
