@@ -9,18 +9,23 @@ fails where one does. Nor may XLA compute a product that nothing has asked for: 
 in the compiled program over those in the traced one, and the command fails where they are more. A second table adds
 up by formula what training at this shape has to keep.
 
+The update is compiled in a thread beside the sampler's programs, as a run does it while the first rollouts are drawn,
+so that the seconds of all together are fewer than those of each added up, and those of each more than it would take
+alone.
+
 The temporaries are those of the backend that compiles. XLA has no bfloat16 products on the CPU: it computes them in
 float32 there, and would convert what a loop over layers reads as a whole before the loop. It is told not to, so that
 weights and kept products count in their own type, as they do on an accelerator.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import math
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flops
@@ -123,15 +128,37 @@ def size_of(tree: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
-    """Compiles a program; bytes, seconds, products, and the largest float32 arrays of its text."""
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A program as traced and compiled, and the seconds of both; lowering counts as tracing."""
+
+    traced: jax.stages.Traced
+    compiled: jax.stages.Compiled
+    tracing: float
+    compiling: float
+
+
+def make(program: Program) -> Made:
+    """Traces and compiles a program."""
     started = time.perf_counter()
     traced = program.trace()
     lowered = traced.lower()
     lowered_at = time.perf_counter()
     compiled = lowered.compile(compiler_options=_OPTIONS.get(jax.default_backend()))
-    ended = time.perf_counter()
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    return Made(traced, compiled, lowered_at - started, time.perf_counter() - lowered_at)
+
+
+def make_all(chosen: Sequence[Program]) -> list[Made]:
+    """Makes the first program in a thread beside the others, which follow one another."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        first = thread.submit(make, chosen[0])
+        others = [make(program) for program in chosen[1:]]
+        return [first.result(), *others]
+
+
+def look(program: Program, made: Made, shape: shapes.Shape) -> dict[str, Any]:
+    """Bytes, seconds and products of a program, and the largest float32 arrays of its text."""
+    memory, text = made.compiled.memory_analysis(), made.compiled.as_text()
     total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -140,9 +167,9 @@ def look(program: Program, shape: shapes.Shape) -> dict[str, Any]:
         "donated": memory.alias_size_in_bytes,
         "beside": program.beside,
         "in all": total - memory.alias_size_in_bytes + program.beside,
-        "trace s": lowered_at - started,
-        "compile s": ended - lowered_at,
-        "products": compiled_flops(text) / max(1, flops.traced_flops(traced)),
+        "trace s": made.tracing,
+        "compile s": made.compiling,
+        "products": compiled_flops(text) / max(1, flops.traced_flops(made.traced)),
         "largest": largest_arrays(text),
         "whole_logits": whole_logits(text, shape),
     }
@@ -203,13 +230,14 @@ def main() -> None:
     parser.add_argument("--only", default="", help="programs whose name begins so")
     options = parser.parse_args()
     compiling.collect_rarely()
-    shape, kl, found = shapes.chosen(parser, options), not options.no_kl, {}
+    shape, kl, arm = shapes.chosen(parser, options), not options.no_kl, options.arms.split(",")[0]
+    chosen = [program for program in programs(shape, arm, kl=kl) if program.name.startswith(options.only)]
+    if not chosen:
+        parser.error(f"--only must begin the name of a program, got {options.only!r}")
     compilations, began = timing.Compilations(), time.perf_counter()
-    arm = options.arms.split(",")[0]
-    for program in programs(shape, arm, kl=kl):
-        if program.name.startswith(options.only):
-            found[program.name] = look(program, shape)
+    made = make_all(chosen)
     compiling_s = compilations.seconds(began, time.perf_counter())
+    found = {program.name: look(program, one, shape) for program, one in zip(chosen, made, strict=True)}
     kept = account(shape, shapes.configuration(shape, arm, kl=kl))
     show(options, found, kept, compiling_s)
     peak = max(figures["in all"] for figures in found.values())

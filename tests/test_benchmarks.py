@@ -223,7 +223,7 @@ def test_a_program_that_makes_the_logits_of_all_rollouts_is_found_out():
     program = memory.Program(
         "bad", lambda: jax.jit(bad).trace(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shape)), 7
     )
-    found = memory.look(program, TINY)
+    found = memory.look(program, memory.make(program), TINY)
     assert found["whole_logits"] and found["arguments"] == 4 * (8 * 16 * 64 + 64 * 512)
     assert found["in all"] == found["arguments"] + found["outputs"] + found["temporaries"] + 7
 
@@ -236,7 +236,8 @@ def test_what_a_loop_reads_is_not_counted_in_another_type():
         return jax.lax.scan(lambda x, weights: (jnp.tanh(x @ weights), None), x, stack)[0]
 
     arrays = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((8, width), (layers, width, width))]
-    found = memory.look(memory.Program("loop", lambda: jax.jit(product).trace(*arrays), 0), TINY)
+    program = memory.Program("loop", lambda: jax.jit(product).trace(*arrays), 0)
+    found = memory.look(program, memory.make(program), TINY)
     assert found["temporaries"] < 4 * width * width * layers / 2
     assert f"{layers},{width},{width}" not in found["largest"]
 

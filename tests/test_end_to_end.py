@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -90,6 +92,23 @@ def test_every_arm_runs(tmp_path, arm):
     assert (quarantine == 0) == (arm == "none")
 
 
+def test_the_update_is_compiled_once_and_beside_what_comes_before_it(tmp_path):
+    """A learning rate of its own keeps this run's programs from being those of another one."""
+    config, threads = smoke("absorb", optim={"lr": 1.25e-4}), []
+
+    def listen(event: str, *_, fun_name: str = "", **__) -> None:
+        if event.endswith("backend_compile_duration") and fun_name == "jit(step)":
+            threads.append(threading.current_thread().name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        train.train(config, tmp_path)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len(lines(tmp_path / "metrics.jsonl")) == 2
+    assert len(threads) == 1 and threads[0].startswith("compile")
+
+
 def leaves_a(workdir: Path) -> list[np.ndarray]:
     deltas, _ = checkpoint.load_adapter(workdir / "adapter")
     return [np.asarray(leaf) for leaf in deltas.a.values()]
@@ -122,15 +141,24 @@ def test_no_oracle_reaches_training(plain_run, tmp_path, monkeypatch):
         changed.extend(old != new for old, new in zip(items, noisy, strict=True))
         return noisy
 
-    grade, draw = Grader.grade, TeacherPool.draw
+    submit, draw = Grader.submit, TeacherPool.draw
     fields = {"correct": 0, "exploited": 0, "compiled": 0, "passed": 0}
-    monkeypatch.setattr(Grader, "grade", lambda self, requests: flip(grade(self, requests), **fields))
+
+    def submit_flipped(self, requests):
+        pending = submit(self, requests)
+        return SimpleNamespace(result=lambda: flip(pending.result(), **fields))
+
+    monkeypatch.setattr(Grader, "submit", submit_flipped)
     stored = {"correct": 0, "hacked": 0}
     monkeypatch.setattr(TeacherPool, "draw", lambda self, *rest: flip(draw(self, *rest), **stored))
     train.train(smoke("routeV", steps=3), tmp_path)
     assert any(changed)
-    verdicts = [[row["verdict"]["correct"] for row in rollouts(folder, 0)] for folder in (plain_run, tmp_path)]
-    assert verdicts[0] != verdicts[1]
+    for source in ("own", "teacher"):
+        one, other = (
+            [row["verdict"]["correct"] for row in rollouts(folder, 0) if row["source"] == source]
+            for folder in (plain_run, tmp_path)
+        )
+        assert one != other
     assert_same_training(plain_run, tmp_path)
 
 

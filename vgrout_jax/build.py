@@ -15,7 +15,7 @@ from vgrout_jax.rl import extraction, guard
 from vgrout_jax.rl.generation import Generator, build_generator
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.state import Frozen
-from vgrout_jax.rl.step import Step, build_step
+from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing.pairs import encode_pairs, load_pairs, pairs_sha256
 from vgrout_jax.tokenizer import ChatTokenizer, load_tokenizer
 from vgrout_jax.world import World, load_world
@@ -28,13 +28,13 @@ class Programs:
     """The run's compiled programs.
 
     Attributes:
-        step: the optimiser step.
+        step: the optimiser step, `step.Step`.
         extract: the direction's extraction, None for the pinned arms.
         reference_logprob: of the divergence guard, None where it is off.
         generator: the sampler.
     """
 
-    step: Step
+    step: compiling.Ahead
     extract: extraction.Extractor | None
     reference_logprob: object | None
     generator: Generator
@@ -142,7 +142,7 @@ def _programs(
     references = _references(config, world) if config.guard.references else None
     routed = config.gate.kind == "route"
     return Programs(
-        step=build_step(config, model, optimizer, mesh),
+        step=compiling.Ahead(build_step(config, model, optimizer, mesh)),
         extract=extraction.build_extractor(config, model, sides, mesh) if routed else None,
         reference_logprob=None if references is None else guard.build_reference(config, model, references),
         generator=build_generator(config, model, world.tokenizer, mesh),

@@ -101,7 +101,7 @@ def state_shardings(mesh: Mesh | AbstractMesh, state: object) -> object:
 def batch_shardings(mesh: Mesh | AbstractMesh, batch: object) -> object:
     """Shardings that split every leaf's first axis, the rollouts."""
 
-    def of(leaf: jax.Array | np.ndarray) -> NamedSharding:
+    def of(leaf: jax.Array | np.ndarray | jax.ShapeDtypeStruct) -> NamedSharding:
         return sharding_of(mesh, ("batch",) + (None,) * (leaf.ndim - 1), leaf.shape)
 
     return jax.tree.map(of, batch)

@@ -1,4 +1,4 @@
-"""The training loop: evaluate, refresh the direction, collect rollouts, step, record; and what a run ends with.
+"""The training loop: refresh the direction, evaluate, collect rollouts, step, record; and what a run ends with.
 
 A run goes on where the workdir says that it was (docs/reliability.md).
 """
@@ -159,9 +159,10 @@ def train_step(loop: Loop) -> None:
     config, before = loop.run.config, loop.carried
     step = before.step
     with loop.signals.abandonable():
-        ready, record = prepare(loop, step)
+        plan = rollout.plan_rows(config, loop.run.world, step)
+        ready, record = prepare(loop, plan)
         loop.table.status("generating and grading")
-        rollouts = collect(loop, step)
+        rollouts = collect(loop, plan)
         guard.check_sampled(step, rollouts.policy_logprobs)
         loop.writer.write_verdicts(step, diagnostics.verdict_records(rollouts))
     loop.table.status("updating")
@@ -189,14 +190,14 @@ def train_step(loop: Loop) -> None:
     )
 
 
-def prepare(loop: Loop, step: int) -> tuple[Carried, dict[str, Any]]:
-    """What is due before a step: evaluation, direction, the guard's look; returns what is carried with it."""
-    config, run, ready = loop.run.config, loop.run, loop.carried
-    record: dict[str, Any] = {"time/evaluate": None}
+def prepare(loop: Loop, plan: rollout.Plan) -> tuple[Carried, dict[str, Any]]:
+    """What is due before a step: direction, evaluation, the guard's look; returns what is carried with it."""
+    config, run, step = loop.run.config, loop.run, plan.step
+    ready = refresh_direction(loop, loop.carried)
+    begin_compiling(loop, ready, plan)
+    record: dict[str, Any] = {"time/direction": ready.direction_seconds, "time/evaluate": None}
     if evaluation_due(config, step):
         ready, record["time/evaluate"] = run_evaluation(loop, ready)
-    ready = refresh_direction(loop, ready)
-    record["time/direction"] = ready.direction_seconds
     if run.programs.reference_logprob is not None:
         record["guard/reference_logprob"] = float(run.programs.reference_logprob(ready.state.deltas, run.frozen))
         ready = dataclasses.replace(ready, watch=dataclasses.replace(ready.watch))
@@ -206,18 +207,34 @@ def prepare(loop: Loop, step: int) -> tuple[Carried, dict[str, Any]]:
     return ready, record
 
 
-def collect(loop: Loop, step: int) -> rollout.Rollouts:
+def begin_compiling(loop: Loop, ready: Carried, plan: rollout.Plan) -> None:
+    """Starts to compile the update for a step's rows, while the policy is evaluated and the rows are collected."""
+    run = loop.run
+    batch = rollout.batch_shapes(run.config, run.programs.generator, plan)
+    placed = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        batch,
+        sharding.batch_shardings(run.mesh, batch),
+    )
+    run.programs.step.begin(ready.state, run.frozen, ready.routing, placed, label_key(run, ready.step))
+
+
+def label_key(run: Run, step: int) -> jax.Array:
+    """The step's key, on the devices of the mesh."""
+    return jax.device_put(keys.label_key(run.config.seed, step), sharding.replicated(run.mesh))
+
+
+def collect(loop: Loop, plan: rollout.Plan) -> rollout.Rollouts:
     """The step's rollouts; what an interrupted run has graded of them is not graded again."""
     run = loop.run
-    rows = read_rows(loop.writer.verdicts_path(step))
+    rows = read_rows(loop.writer.verdicts_path(plan.step))
     return rollout.collect(
         run.config,
-        run.world,
         run.programs.generator,
         Recall(loop.grader, rows) if rows else loop.grader,
+        plan,
         frozen=run.frozen,
         deltas=loop.carried.state.deltas,
-        step=step,
     )
 
 
@@ -225,7 +242,7 @@ def update(loop: Loop, rollouts: rollout.Rollouts, ready: Carried) -> tuple[Trai
     """Runs the jitted step, which takes the state's memory, and fetches the metrics, all at once, after it."""
     run = loop.run
     batch = rollout.place(rollouts.batch, sharding.batch_shardings(run.mesh, rollouts.batch))
-    key = jax.device_put(keys.label_key(run.config.seed, ready.step), sharding.replicated(run.mesh))
+    key = label_key(run, ready.step)
     with jax.transfer_guard("disallow"):
         state, metrics = run.programs.step(ready.state, run.frozen, ready.routing, batch, key)
     return state, jax.device_get(metrics if run.config.log.gradients else metrics.replace(probe=None))

@@ -94,6 +94,10 @@ class FakeGenerator(Generator):
 
     calls: list = dataclasses.field(default_factory=list)
 
+    def bucket(self, prompts):
+        """Three tokens more than the longest prompt, which is no configured bucket."""
+        return max(len(prompt.tokens) for prompt in prompts) + 3
+
     def complete(self, frozen, deltas, prompts, keys, *, quarantine_on, active=None, evaluation=False, on_ended=None):
         self.calls.append(
             {"prompts": list(prompts), "keys": keys, "on": list(quarantine_on), "evaluation": evaluation}
@@ -108,7 +112,7 @@ class FakeGenerator(Generator):
             tokens[row, count - 1] = self.tokenizer.eos_ids[0] if row % 2 == 0 else 40 + row
             mask[row, :count] = True
         logprobs = np.where(mask, -1.0 - np.arange(len(prompts))[:, None], 0.0).astype(np.float32)
-        bucket = max(len(prompt.tokens) for prompt in prompts) + 3
+        bucket = self.bucket(prompts)
         samples = sampler.Samples(tokens, mask, logprobs, logprobs, np.ones(len(prompts), bool), length)
         for rows in np.array_split(np.flatnonzero(active), 2):  # in two parts, as rows end at different times
             if on_ended is not None and rows.size:

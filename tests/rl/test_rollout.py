@@ -10,7 +10,7 @@ from tests import tiny
 from tests.rl.made_up import TOKENIZER, FakeGrader, generator, teacher_row, world
 from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
 from vgrout_jax.model import keys
-from vgrout_jax.rl.rollout import OWN, TEACHER, collect, deployed_rows, plan_rows, teacher_tokens
+from vgrout_jax.rl.rollout import OWN, TEACHER, batch_shapes, collect, deployed_rows, plan_rows, teacher_tokens
 from vgrout_jax.rl.state import Frozen
 
 EOS = TOKENIZER.eos_ids[0]
@@ -33,7 +33,8 @@ def planned(made, step=0):
 
 def collected(made, step=0, **changes):
     grader, source = FakeGrader(), generator(made.config, **changes)
-    rollouts = collect(made.config, made, source, grader, frozen=Frozen({}, POLICY), deltas=POLICY, step=step)
+    frozen = Frozen({}, POLICY)
+    rollouts = collect(made.config, source, grader, planned(made, step), frozen=frozen, deltas=POLICY)
     return rollouts, grader, source
 
 
@@ -183,6 +184,15 @@ def test_batch_agrees_with_the_rows(per_prompt):
         assert (row.source == TEACHER) == (index % tiny.GROUP >= tiny.GROUP - per_prompt)
     assert np.all(rollouts.policy_logprobs[~batch.completion_mask] == 0)
     assert set(rollouts.seconds) == {"generate", "grade"} and min(rollouts.seconds.values()) >= 0
+
+
+@pytest.mark.parametrize("per_prompt", [0, 1])
+def test_shapes_of_a_batch_are_known_before_it_is_sampled(per_prompt):
+    made = world(rows=taught, rollout={"prompts": 3}, teacher={"per_prompt": per_prompt})
+    rollouts, _, source = collected(made, step=1)
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), rollouts.batch)
+    known = batch_shapes(made.config, source, planned(made, 1))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), known) == expected
 
 
 def test_own_rows_are_graded_as_shown_and_keep_their_verdicts():

@@ -70,7 +70,7 @@ class Generator:
             raise ValueError(f"{count} rows of {len(sources)} sources exceed {self.rows} of {self.sources}")
         texts = [prompt.tokens for prompt, _ in sources]
         texts += [texts[0]] * (self.sources - len(texts))
-        bucket = padding.prompt_bucket(max(map(len, texts)), self.config.data.prompt_buckets)
+        bucket = self.bucket([prompt for prompt, _ in sources])
         tokens, valid = padding.pad_prompts(texts, bucket, self.tokenizer.pad_id)
         policies = np.zeros(self.sources, bool)
         policies[: len(sources)] = [on for _, on in sources]
@@ -93,6 +93,10 @@ class Generator:
             self._tell(on_ended, samples, told, samples.ended[:count])
         self._tell(on_ended, samples, told, np.ones(count, bool))
         return jax.tree.map(lambda leaf: leaf[:count] if np.ndim(leaf) else leaf, samples), bucket
+
+    def bucket(self, prompts: Sequence[Prompt]) -> int:
+        """The length that all prompts of a call are padded to, from those whose rows are sampled."""
+        return padding.prompt_bucket(max(len(prompt.tokens) for prompt in prompts), self.config.data.prompt_buckets)
 
     def _tell(self, on_ended: Callable | None, samples: sampler.Samples, told: np.ndarray, ended: np.ndarray) -> None:
         """Hands over the rows that have ended and have not been handed over; notes that in `told`."""

@@ -69,9 +69,18 @@ class Rollouts:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What each of the N rows will be, before anything is sampled."""
+class Plan:
+    """What each of a step's N rows will be, before anything is sampled.
 
+    Attributes:
+        step: its number.
+        prompts: what is shown.
+        teacher: the row that the teacher brings, or None where the policy answers.
+        quarantine_on: whether the policy that samples has both blocks on.
+        replicas: number of the row among those of its problem.
+    """
+
+    step: int
     prompts: list[Prompt]
     teacher: list[TeacherRow | None]
     quarantine_on: list[bool]
@@ -83,9 +92,9 @@ def deployed_rows(config: Config, own: int) -> int:
     return int(config.rollout.deployed_frac * own + 0.5)
 
 
-def plan_rows(config: Config, world: World, step: int) -> _Plan:
+def plan_rows(config: Config, world: World, step: int) -> Plan:
     """Lays out each group: own rows of the full policy, own rows of the deployed policy, teacher rows."""
-    plan = _Plan([], [], [], [])
+    plan = Plan(step, [], [], [], [])
     draw = np.random.default_rng((config.seed, 3, step))
     seen: dict[str, int] = {}
     for prompt in world.training_prompts(step):
@@ -104,20 +113,31 @@ def plan_rows(config: Config, world: World, step: int) -> _Plan:
     return plan
 
 
+def batch_shapes(config: Config, generator: Generator, plan: Plan) -> Batch:
+    """The shapes and types of the batch that `collect` will make of a plan."""
+    bucket = generator.bucket([p for p, row in zip(plan.prompts, plan.teacher, strict=True) if row is None])
+    rows, new_tokens = len(plan.prompts), config.rollout.max_new_tokens
+    return Batch(
+        tokens=jax.ShapeDtypeStruct((rows, bucket + new_tokens), np.int32),
+        valid=jax.ShapeDtypeStruct((rows, bucket + new_tokens), np.bool_),
+        completion_mask=jax.ShapeDtypeStruct((rows, new_tokens), np.bool_),
+        rewards=jax.ShapeDtypeStruct((rows,), np.float32),
+        quarantine_sampled=jax.ShapeDtypeStruct((rows,), np.bool_),
+    )
+
+
 def collect(
     config: Config,
-    world: World,
     generator: Generator,
     grader: Grader,
+    plan: Plan,
     *,
     frozen: Frozen,
     deltas: lora2r.Factors,
-    step: int,
 ) -> Rollouts:
     """Samples, mixes in the teacher's rows, grades, and lays out the batch of one step."""
-    plan = plan_rows(config, world, step)
     start = time.perf_counter()
-    row_keys = keys.training_keys(config.seed, step, [p.problem.id for p in plan.prompts], plan.replicas)
+    row_keys = keys.training_keys(config.seed, plan.step, [p.problem.id for p in plan.prompts], plan.replicas)
     active = [row is None for row in plan.teacher]
     grading = _Grading(plan, grader)
     samples, bucket = generator.complete(
@@ -140,7 +160,7 @@ def collect(
     return Rollouts(rows, batch, samples.policy_logprobs, seconds, int(samples.steps))
 
 
-def _with_teacher(config: Config, generator: Generator, plan: _Plan, samples: sampler.Samples) -> sampler.Samples:
+def _with_teacher(config: Config, generator: Generator, plan: Plan, samples: sampler.Samples) -> sampler.Samples:
     """Puts the teacher's completions into their rows, cut at the first EOS and at the length limit."""
     tokens, mask = np.array(samples.tokens), np.array(samples.mask)
     for index, row in enumerate(plan.teacher):
@@ -162,7 +182,7 @@ def teacher_tokens(row: TeacherRow, tokenizer: ChatTokenizer) -> list[int]:
 class _Grading:
     """The grading of a step's own rows, begun for each as soon as it has ended."""
 
-    def __init__(self, plan: _Plan, grader: Grader):
+    def __init__(self, plan: Plan, grader: Grader):
         self._plan, self._grader = plan, grader
         self._begun: list[tuple[list[int], Callable[[], list[Verdict]]]] = []
 
@@ -184,7 +204,7 @@ class _Grading:
 def _rows(
     config: Config,
     generator: Generator,
-    plan: _Plan,
+    plan: Plan,
     samples: sampler.Samples,
     texts: list[str],
     verdicts: list[Verdict | None],
@@ -224,7 +244,7 @@ def _stored(row: TeacherRow) -> dict:
     }
 
 
-def _batch(generator: Generator, plan: _Plan, samples: sampler.Samples, bucket: int, rows: list[Rollout]) -> Batch:
+def _batch(generator: Generator, plan: Plan, samples: sampler.Samples, bucket: int, rows: list[Rollout]) -> Batch:
     prompts, valid = padding.pad_prompts([p.tokens for p in plan.prompts], bucket, generator.tokenizer.pad_id)
     return Batch(
         tokens=np.concatenate([prompts, samples.tokens], axis=1),
