@@ -46,6 +46,43 @@ def test_attention_in_blocks_equals_jax_s_own(draw, length, by_rows, monkeypatch
     assert np.isfinite(found).all()
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_several_gradients_go_back_through_the_same_rows(draw, by_rows, dtype, monkeypatch):
+    """As the probe's do: the last 90 of 130 tokens attend, behind padding; against JAX's own in float32."""
+    monkeypatch.setattr(attending, "_LEAST_BLOCK", 40)
+    monkeypatch.setattr(attending, "_CACHED", 1)
+    queries, keys, values = (leaf.astype(dtype) for leaf in draw(130))
+    queries, valid = queries[:, 40:], jnp.arange(130) >= jnp.array([[0], [7]])
+    gradients = jnp.asarray(np.random.default_rng(1).normal(size=(3, *queries.shape)), dtype)
+
+    def own(*arrays):
+        mask = valid[:, None, None] & jnp.tri(90, 130, 40, dtype=bool)
+        return jax.nn.dot_product_attention(*arrays, mask=mask, implementation="xla")
+
+    def pulled(attend, *arrays):
+        return jax.vmap(jax.vjp(attend, *arrays)[1])(gradients.astype(arrays[0].dtype))
+
+    ours = functools.partial(attending.attend_causally, valid=valid, by_rows=by_rows)
+    found = jax.jit(functools.partial(pulled, ours))(queries, keys, values)
+    expected = pulled(own, *(leaf.astype(jnp.float32) for leaf in (queries, keys, values)))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        bound = 2e-6 if dtype == jnp.float32 else 1e-2
+        np.testing.assert_allclose(one.astype(jnp.float32), other, atol=bound * np.abs(other).max())
+
+
+def test_weights_are_computed_once_for_all_gradients_through_a_row(draw):
+    """One exponential a block of 64, whether one gradient goes back through two rows of 128 or five do."""
+    arrays, text = draw(128), []
+    for count in (1, 5):
+        gradients = jnp.ones((count, *arrays[0].shape))
+        pull = jax.vmap(jax.vjp(functools.partial(attending.attend_causally, by_rows=True), *arrays)[1])
+        text.append(jax.jit(pull).lower(gradients).as_text())
+    assert [lowered.count("stablehlo.exponential") for lowered in text] == [2, 2]
+    assert "tensor<5x3x" not in text[1].replace("tensor<5x3x2x", "").replace("tensor<5x3x128x8", "")
+
+
 @pytest.mark.parametrize("together", [1, 2])
 def test_rows_that_fit_the_cache_go_together(draw, together, monkeypatch):
     arrays = [jnp.concatenate([leaf] * 3) for leaf in draw(100)]  # six rows

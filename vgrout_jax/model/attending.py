@@ -1,7 +1,8 @@
 """The products of attention: grouped queries, softmax in float32."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,22 +38,31 @@ def attend_causally(
     together = max(1, _CACHED // (num_heads * size * keys.shape[1]))
     attend_row = functools.partial(_attend_row, size=size)
     if keys.shape[1] > size:
-        attend_row = _backward_alone(attend_row) if by_rows else jax.checkpoint(attend_row)
+        attend_row = _row_alone(attend_row, size) if by_rows else jax.checkpoint(attend_row)
     if by_rows and together < rows:
         return jax.lax.map(lambda row: attend_row(*row), inputs, batch_size=None if together == 1 else together)
     return jax.vmap(attend_row)(*inputs)
 
 
-def _backward_alone(attend_row: Callable[..., Array]) -> Callable[..., Array]:
-    """`attend_row` with a backward pass that computes it anew, and one gradient after the other where it is batched.
+def _row_alone(attend_row: Callable[..., Array], size: int) -> Callable[..., Array]:
+    """`attend_row` with `_pull_row` as its backward pass, which takes one row after the other where it is batched.
 
-    So the weights stay in the cache also where several gradients go back through the same row.
+    Of several gradients that go back through the same row it takes one after the other too, so that the row's
+    weights, computed once, stay in the cache.
     """
 
-    @jax.custom_batching.sequential_vmap
+    @jax.custom_batching.custom_vmap
     def pull(inputs: tuple, gradient: Array) -> tuple:
-        tokens, valid = inputs[:3], inputs[3:]
-        return jax.vjp(lambda *tokens: attend_row(*tokens, *valid), *tokens)[1](gradient)
+        return jax.tree.map(lambda leaf: leaf[0], _pull_row(inputs, gradient[None], size=size))
+
+    @pull.def_vmap
+    def pull_several(_: int, batched: Sequence, inputs: tuple, gradients: Array) -> tuple:
+        if any(jax.tree.leaves(batched[0])):
+            axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
+            found = jax.vmap(jax.custom_batching.sequential_vmap(pull), in_axes=axes)(inputs, gradients)
+        else:
+            found = _pull_row(inputs, gradients, size=size)
+        return found, (True, True, True)
 
     def backward(inputs: tuple, gradient: Array) -> tuple:
         return *pull(inputs, gradient), *(None for _ in inputs[3:])
@@ -64,26 +74,101 @@ def _backward_alone(attend_row: Callable[..., Array]) -> Callable[..., Array]:
 
 def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None = None, *, size: int) -> Array:
     """One row, [T, H, E] and twice [S, K, E], in blocks of `size` queries."""
-    length, num_heads, head_dim = queries.shape
-    before, count = keys.shape[0] - length, keys.shape[1]
-    grouped = queries.reshape(length, count, -1, head_dim).transpose(1, 2, 0, 3)  # [K, G, T, E]
-    keys, values = keys.transpose(1, 2, 0), values.transpose(1, 0, 2)
+    count = keys.shape[1]
+    grouped, values, keys = _by_group(queries, count), values.transpose(1, 0, 2), keys.transpose(1, 2, 0)
+    mixed = []
+    for block in _blocks(queries.shape[0], keys.shape[2], size, valid):
+        flat, shape = _flat(grouped, block), (count, -1, block.size, grouped.shape[-1])
+        weights, total = _weights(flat, keys, block)
+        weights = weights.astype(values.dtype).reshape(*flat.shape[:2], block.end)
+        found = jnp.matmul(weights, values[:, : block.end], preferred_element_type=jnp.float32).reshape(shape)
+        mixed.append((found / total).astype(values.dtype))
+    return jnp.concatenate(mixed, axis=2).transpose(2, 0, 1, 3).reshape(queries.shape)
+
+
+def _pull_row(inputs: tuple[Array, ...], gradients: Float[Array, "C T H E"], *, size: int) -> tuple[Array, ...]:
+    """C gradients of `_attend_row` pulled back to queries, keys and values: [C, T, H, E] and twice [C, S, K, E]."""
+    (queries, keys, values), valid = inputs[:3], (*inputs[3:], None)[0]
+    count, of_queries, of_keys, of_values = keys.shape[1], [], None, None
+    grouped, of_mixed = _by_group(queries, count), jax.vmap(_by_group, in_axes=(0, None))(gradients, count)
+    given = (keys.transpose(1, 0, 2), keys.transpose(1, 2, 0), values.transpose(1, 2, 0))
+    for block in reversed(_blocks(queries.shape[0], keys.shape[0], size, valid)):
+        of_flat = jax.vmap(_flat, in_axes=(0, None))(of_mixed, block)
+        to_queries, to_keys, to_values = _pull_block(_flat(grouped, block), *given, of_flat, block)
+        of_queries.insert(0, to_queries.reshape(*of_mixed.shape[:3], block.size, -1))
+        of_keys = to_keys if of_keys is None else of_keys.at[..., : block.end].add(to_keys)
+        of_values = to_values if of_values is None else of_values.at[..., : block.end].add(to_values)
+    of_queries = jnp.concatenate(of_queries, axis=3).transpose(0, 3, 1, 2, 4).reshape(gradients.shape)
+    return of_queries, *(leaf.transpose(0, 3, 1, 2).astype(queries.dtype) for leaf in (of_keys, of_values))
+
+
+def _pull_block(
+    queries: Float[Array, "K Q E"],
+    keys: Float[Array, "K S E"],
+    keys_across: Float[Array, "K E S"],
+    values_across: Float[Array, "K E S"],
+    gradients: Float[Array, "C K Q E"],
+    block: "_Block",
+) -> tuple[Float[Array, "C K Q E"], Float[Array, "C K E end"], Float[Array, "C K E end"]]:
+    """`_pull_row` of one block, to the keys and values before its end; the sums over queries in float32.
+
+    With P the softmax of the logits and dP the gradient times values, that of the logits is P (dP - sum(P dP)).
+    """
+    dtype, product = queries.dtype, functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    weights, total = _weights(queries, keys_across, block)
+    weights = (weights / total).reshape(*queries.shape[:2], block.end)
+    narrow, queries_across = weights.astype(dtype), queries.transpose(0, 2, 1)
+
+    def pull(gradient: Array) -> tuple[Array, Array, Array]:
+        of_weights = product(gradient, values_across[:, :, : block.end])
+        mean = jnp.matmul(weights * of_weights, jnp.ones((block.end, 1)))  # faster than a sum on the CPU
+        of_logits = (weights * (of_weights - mean) * (queries.shape[-1] ** -0.5)).astype(dtype)
+        # The wide operand stands last in these: the other order would transpose it on the CPU.
+        across = product(queries_across, of_logits), product(gradient.transpose(0, 2, 1), narrow)
+        return jnp.matmul(of_logits, keys[:, : block.end]), *across
+
+    if len(gradients) == 1:
+        return jax.tree.map(lambda leaf: leaf[None], pull(gradients[0]))
+    return jax.lax.map(pull, gradients)
+
+
+class _Block(NamedTuple):
+    """Queries [start, start + size) of a row, and the keys [0, end) that they may read as `readable` says."""
+
+    start: int
+    size: int
+    end: int
+    readable: Bool[Array, "size end"]
+
+
+def _blocks(length: int, slots: int, size: int, valid: Bool[Array, " S"] | None) -> list[_Block]:
+    """The blocks of `length` queries whose last one stands at the last of `slots` keys."""
     blocks = []
     for start in range(0, length, size):
-        block = grouped[:, :, start : start + size]
-        end = before + start + block.shape[2]
-        readable = jnp.arange(before + start, end)[:, None] >= jnp.arange(end)
-        if valid is not None:
-            readable &= valid[:end]
-        flat = block.reshape(count, -1, head_dim)
-        logits = jnp.matmul(flat, keys[:, :, :end], preferred_element_type=jnp.float32).reshape(*block.shape[:3], end)
-        logits = jnp.where(readable, logits * head_dim**-0.5, jnp.finfo(jnp.float32).min)
-        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = weights.astype(values.dtype).reshape(count, -1, end)
-        mixed = jnp.matmul(weights, values[:, :end], preferred_element_type=jnp.float32).reshape(block.shape) / total
-        blocks.append(mixed.astype(values.dtype))
-    return jnp.concatenate(blocks, axis=2).transpose(2, 0, 1, 3).reshape(length, num_heads, head_dim)
+        own = min(size, length - start)
+        end = slots - length + start + own
+        readable = jnp.arange(end - own, end)[:, None] >= jnp.arange(end)
+        blocks.append(_Block(start, own, end, readable if valid is None else readable & valid[:end]))
+    return blocks
+
+
+def _by_group(heads: Float[Array, "T H E"], count: int) -> Float[Array, "K G T E"]:
+    length, _, head_dim = heads.shape
+    return heads.reshape(length, count, -1, head_dim).transpose(1, 2, 0, 3)
+
+
+def _flat(grouped: Float[Array, "K G T E"], block: _Block) -> Array:
+    """The block's queries of a group in one row, [K, G size, E]."""
+    return grouped[:, :, block.start : block.start + block.size].reshape(grouped.shape[0], -1, grouped.shape[-1])
+
+
+def _weights(flat: Array, keys: Float[Array, "K E S"], block: _Block) -> tuple[Array, Array]:
+    """exp(logit - greatest), [K, G, size, end] float32, and its sum over the keys, [K, G, size, 1]."""
+    logits = jnp.matmul(flat, keys[:, :, : block.end], preferred_element_type=jnp.float32)
+    logits = logits.reshape(keys.shape[0], -1, block.size, block.end) * flat.shape[-1] ** -0.5
+    logits = jnp.where(block.readable, logits, jnp.finfo(jnp.float32).min)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    return weights, weights.sum(axis=-1, keepdims=True)
 
 
 @struct.dataclass
