@@ -74,9 +74,9 @@ def break_probe(patch):
 def break_rewards(patch):
     original = train.collect
 
-    def broken(loop, step):
-        rollouts = original(loop, step)
-        if step == BROKEN:
+    def broken(loop, plan):
+        rollouts = original(loop, plan)
+        if plan.step == BROKEN:
             rollouts.batch.rewards[3] = np.nan
         return rollouts
 
@@ -98,10 +98,10 @@ def break_logits(patch):
 def break_sampled_logits(patch):
     original = train.collect
 
-    def broken(loop, step):
-        if step == BROKEN:
+    def broken(loop, plan):
+        if plan.step == BROKEN:
             spoil_weights(loop)
-        return original(loop, step)
+        return original(loop, plan)
 
     patch.setattr(train, "collect", broken)
 
@@ -109,10 +109,10 @@ def break_sampled_logits(patch):
 def break_reference_logits(patch):
     original = train.prepare
 
-    def broken(loop, step):
-        if step == BROKEN:
+    def broken(loop, plan):
+        if plan.step == BROKEN:
             spoil_weights(loop)
-        return original(loop, step)
+        return original(loop, plan)
 
     patch.setattr(train, "prepare", broken)
 
