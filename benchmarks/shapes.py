@@ -254,14 +254,7 @@ def abstract_inputs(shape: Shape, config: Config) -> Inputs:
     init = jax.eval_shape(lambda: _factor_zeros(model, shape.rank))
     optimizer = make_optimizer(config.optim, config.train.steps)
     state = TrainState(jax.ShapeDtypeStruct((), jnp.int32), init, jax.eval_shape(optimizer.init, init))
-    length = shape.prompt_tokens + shape.new_tokens
-
-    def array(kind: Any, *axes: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((shape.rows, *axes), kind)
-
-    batch = Batch(
-        array(jnp.int32, length), array(bool, length), array(bool, shape.new_tokens), array(jnp.float32), array(bool)
-    )
+    batch = Batch.shapes(shape.rows, shape.prompt_tokens, shape.new_tokens)
     routing = jax.eval_shape(lambda: _routing(shape, config))
     key = jax.eval_shape(lambda: jax.random.key(0))
     return Inputs(state, Frozen(layout.abstract_parameters(model), init), routing, batch, key)

@@ -88,7 +88,8 @@ def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None 
 
 def _pull_row(inputs: tuple[Array, ...], gradients: Float[Array, "C T H E"], *, size: int) -> tuple[Array, ...]:
     """C gradients of `_attend_row` pulled back to queries, keys and values: [C, T, H, E] and twice [C, S, K, E]."""
-    (queries, keys, values), valid = inputs[:3], (*inputs[3:], None)[0]
+    queries, keys, values = inputs[:3]
+    valid = inputs[3] if len(inputs) > 3 else None
     count, of_queries, of_keys, of_values = keys.shape[1], [], None, None
     grouped, of_mixed = _by_group(queries, count), jax.vmap(_by_group, in_axes=(0, None))(gradients, count)
     given = (keys.transpose(1, 0, 2), keys.transpose(1, 2, 0), values.transpose(1, 2, 0))

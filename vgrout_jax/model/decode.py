@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import decode_attention, decode_layer, drawing, lora2r, policy, qwen3
+from vgrout_jax.model import decode_attention, decode_layer, drawing, elementary, lora2r, policy, qwen3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _read(
     for layer, prompt, cache in zip(weights.layers, prompts.caches, state.caches, strict=True):
         x, cache = read_layer(layer, prompt, cache, x, *shared)
         caches.append(cache)
-    return qwen3.rms_norm(x[:, 0], weights.head["final_norm"], config.norm_epsilon), tuple(caches)
+    return elementary.rms_norm(x[:, 0], weights.head["final_norm"], config.norm_epsilon), tuple(caches)
 
 
 def _draw(

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
-from vgrout_jax.model import decode_attention, qwen3
+from vgrout_jax.model import decode_attention, elementary, qwen3
 
 Cache = tuple[Float[Array, "N K S E"], Float[Array, "N K S E"]]
 _ROWS = 16  # of one program of the kernel; a power of two
@@ -48,7 +48,7 @@ def take_in(
     split = heads.reshape(rows, 1, -1, width)
     queries, keys, values = jnp.split(split, [split.shape[2] - 2 * count, split.shape[2] - count], axis=2)
     turned = (
-        qwen3.rotate(qwen3.rms_norm(leaf, scale, epsilon), attention.cos, attention.sin)
+        elementary.rotate(elementary.rms_norm(leaf, scale, epsilon), attention.cos, attention.sin)
         for leaf, scale in zip((queries, keys), norms, strict=True)
     )
     queries, keys = turned

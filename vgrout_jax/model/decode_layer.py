@@ -13,7 +13,7 @@ import jax
 from flax import struct
 from jaxtyping import Array, Bool, Float
 
-from vgrout_jax.model import decode_attention, decode_heads, lora2r, qwen3, wide_maps
+from vgrout_jax.model import decode_attention, decode_heads, elementary, lora2r, qwen3, wide_maps
 
 
 @struct.dataclass
@@ -87,12 +87,12 @@ def read(
     epsilon, weights = config.norm_epsilon, layer.parameters
     inputs, outputs, gate_up, down = layer.wide
     with jax.named_scope("attention"):
-        hidden = qwen3.rms_norm(x, weights["input_norm"], epsilon)
+        hidden = elementary.rms_norm(x, weights["input_norm"], epsilon)
         heads, norms = wide_maps.apply(hidden, inputs, quarantine_on), (weights["q_norm"], weights["k_norm"])
         queries, cache = decode_heads.take_in(place, reach, attention, norms, cache, heads, epsilon=epsilon)
         mixed = attend(cache, queries).reshape(*x.shape[:2], -1)
         x = x + wide_maps.apply(mixed, outputs, quarantine_on)
     with jax.named_scope("mlp"):
-        hidden = qwen3.rms_norm(x, weights["post_norm"], epsilon)
+        hidden = elementary.rms_norm(x, weights["post_norm"], epsilon)
         inner = wide_maps.apply(hidden, gate_up, quarantine_on, gated=True)
         return x + wide_maps.apply(inner, down, quarantine_on), cache

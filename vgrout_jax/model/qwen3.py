@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.model import attending, lora2r, packing
+from vgrout_jax.model.elementary import rms_norm, rotate
 
 # What of a layer the backward pass computes anew: nothing; what is cheap, which is all but the products with weights
 # and attention; or everything, so that the layer's input alone is kept.
@@ -96,60 +97,6 @@ def rotary(positions: Int[Array, "N T"], config: Qwen3Config) -> tuple[Array, Ar
     exponents = jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim
     angles = positions[..., None].astype(jnp.float32) / (config.rope_theta**exponents)
     return jnp.cos(angles), jnp.sin(angles)
-
-
-@jax.custom_vjp
-def rotate(x: Float[Array, "N T H E"], cos: Float[Array, "#N T half"], sin: Float[Array, "#N T half"]) -> Array:
-    """Applies the rotary embedding in the split-halves convention, in float32, back to x's dtype.
-
-    Its gradient, with respect to x alone, is turned back by the same angle.
-    """
-    x32 = x.astype(jnp.float32)
-    cos = jnp.concatenate([cos, cos], axis=-1)[:, :, None]
-    sin = jnp.concatenate([-sin, sin], axis=-1)[:, :, None]
-    return (x32 * cos + jnp.roll(x32, x.shape[-1] // 2, axis=-1) * sin).astype(x.dtype)
-
-
-def _rotate_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, tuple[Array, Array]]:
-    return rotate(x, cos, sin), (cos, sin)
-
-
-def _rotate_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
-    cos, sin = kept
-    return rotate(gradient, cos, -sin), None, None
-
-
-rotate.defvjp(_rotate_forward, _rotate_backward)
-
-
-def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
-    """x / rms(x) * scale over the last axis, computed in float32, in x's dtype."""
-    return (_normalised(x, epsilon) * scale).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _normalised(x: Array, epsilon: float) -> Array:
-    """x / rms(x) over the last axis, computed in float32, in x's dtype."""
-    return (x.astype(jnp.float32) * _inverse_rms(x, epsilon)).astype(x.dtype)
-
-
-def _inverse_rms(x: Array, epsilon: float) -> Array:
-    x32 = x.astype(jnp.float32)
-    return jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + epsilon)
-
-
-def _normalised_forward(x: Array, epsilon: float) -> tuple[Array, Array]:
-    return _normalised(x, epsilon), x
-
-
-def _normalised_backward(epsilon: float, x: Array, gradient: Array) -> tuple[Array]:
-    x32, gradient32, inverse = x.astype(jnp.float32), gradient.astype(jnp.float32), _inverse_rms(x, epsilon)
-    # As a product, since XLA on the CPU sums products of several gradients with the same x ten times slower.
-    along = jnp.einsum("...D,...D->...", gradient32, x32, precision=jax.lax.Precision.HIGHEST)[..., None]
-    return ((gradient32 * inverse - x32 * (along * inverse**3 / x.shape[-1])).astype(x.dtype),)
-
-
-_normalised.defvjp(_normalised_forward, _normalised_backward)
 
 
 class Block(nn.Module):

@@ -116,14 +116,7 @@ def plan_rows(config: Config, world: World, step: int) -> Plan:
 def batch_shapes(config: Config, generator: Generator, plan: Plan) -> Batch:
     """The shapes and types of the batch that `collect` will make of a plan."""
     bucket = generator.bucket([p for p, row in zip(plan.prompts, plan.teacher, strict=True) if row is None])
-    rows, new_tokens = len(plan.prompts), config.rollout.max_new_tokens
-    return Batch(
-        tokens=jax.ShapeDtypeStruct((rows, bucket + new_tokens), np.int32),
-        valid=jax.ShapeDtypeStruct((rows, bucket + new_tokens), np.bool_),
-        completion_mask=jax.ShapeDtypeStruct((rows, new_tokens), np.bool_),
-        rewards=jax.ShapeDtypeStruct((rows,), np.float32),
-        quarantine_sampled=jax.ShapeDtypeStruct((rows,), np.bool_),
-    )
+    return Batch.shapes(len(plan.prompts), bucket, config.rollout.max_new_tokens)
 
 
 def collect(

@@ -58,6 +58,17 @@ class Batch:
     rewards: jax.Array
     quarantine_sampled: jax.Array
 
+    @classmethod
+    def shapes(cls, rows: int, prompt_tokens: int, new_tokens: int) -> "Batch":
+        """A batch of `jax.ShapeDtypeStruct`s, for N rows whose prompts are padded to so many tokens."""
+
+        def array(kind: Any, *axes: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((rows, *axes), kind)
+
+        length = prompt_tokens + new_tokens
+        tokens, valid, completion = array(jnp.int32, length), array(bool, length), array(bool, new_tokens)
+        return cls(tokens, valid, completion, array(jnp.float32), array(bool))
+
 
 def initial_state(init: lora2r.Factors, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state before the first step, dA = dB = 0, on the devices of the mesh."""
