@@ -56,13 +56,17 @@ def _row_alone(attend_row: Callable[..., Array], size: int) -> Callable[..., Arr
         return jax.tree.map(lambda leaf: leaf[0], _pull_row(inputs, gradient[None], size=size))
 
     @pull.def_vmap
-    def pull_several(_: int, batched: Sequence, inputs: tuple, gradients: Array) -> tuple:
-        if any(jax.tree.leaves(batched[0])):
-            axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
-            found = jax.vmap(jax.custom_batching.sequential_vmap(pull), in_axes=axes)(inputs, gradients)
-        else:
-            found = _pull_row(inputs, gradients, size=size)
-        return found, (True, True, True)
+    def pull_several(count: int, batched: Sequence, inputs: tuple, gradients: Array) -> tuple:
+        if not any(jax.tree.leaves(batched[0])):
+            return _pull_row(inputs, gradients, size=size), (True, True, True)
+
+        def of_row(number: Array) -> tuple:
+            def own(leaf: Array, several: bool) -> Array:
+                return jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False) if several else leaf
+
+            return pull(*jax.tree.map(own, (inputs, gradients), tuple(batched)))
+
+        return jax.lax.map(of_row, jnp.arange(count)), (True, True, True)
 
     def backward(inputs: tuple, gradient: Array) -> tuple:
         return *pull(inputs, gradient), *(None for _ in inputs[3:])
