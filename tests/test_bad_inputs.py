@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vgrout_jax import checkpoint, continuation, files, train, world_checks
+from vgrout_jax.build import build_run
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed, grade_all, open_grader
 from vgrout_jax.presets import make_config
@@ -249,6 +250,24 @@ def test_a_bad_input_is_one_line_that_names_it(case, tmp_path):
     text = str(caught.value)
     assert message in text, text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("name", ["no such file", "no such pool", "no such pairs", "no such hints"])
+def test_a_missing_file_is_said_before_a_model_is_downloaded(name, tmp_path, monkeypatch):
+    def download(path):
+        raise AssertionError(f"{path} was looked for")
+
+    monkeypatch.setattr("vgrout_jax.model.hub.model_folder", download)
+    spoil, message = CASES[name]
+    inputs = Inputs(tmp_path)
+    inputs.config.model.path = "Qwen/Qwen3-4B"
+    inputs.config.resolve()
+    with pytest.raises(AssertionError, match="Qwen3-4B was looked for"):
+        build_run(inputs.config)
+    spoil(inputs)
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        build_run(inputs.config)
+    assert message in str(caught.value)
 
 
 def test_the_table_is_long_and_what_it_spoils_is_fine(tmp_path):

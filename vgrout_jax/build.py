@@ -18,7 +18,7 @@ from vgrout_jax.rl.state import Frozen
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing.pairs import encode_pairs, load_pairs, pairs_sha256
 from vgrout_jax.tokenizer import ChatTokenizer, load_tokenizer
-from vgrout_jax.world import World, load_world
+from vgrout_jax.world import World, load_world, read_files
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -68,10 +68,10 @@ def build_run(config: Config) -> Run:
     Raises:
         ValueError, FileNotFoundError: one line that names the field, file or tensor.
     """
+    files, pairs = read_files(config), load_pairs(config.direction.pairs, config.direction.tags)
     model_path = None if config.model.path is None else str(hub.model_folder(config.model.path))
     tokenizer = load_tokenizer(model_path)
-    world = load_world(config, tokenizer)
-    pairs = load_pairs(config.direction.pairs, config.direction.tags)
+    world = load_world(config, tokenizer, files)
     mesh = sharding.make_mesh(config.mesh)
     model = model_config(config, model_path, tokenizer)
     base = load_base(config, model_path, model, mesh)

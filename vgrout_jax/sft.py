@@ -67,12 +67,13 @@ def fine_tune(config: Config, fit_config: Any, *, out: Path, limit: int) -> dict
     from vgrout_jax.build import load_base, model_config
     from vgrout_jax.model import hub, store
     from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
-    from vgrout_jax.world import load_world
+    from vgrout_jax.world import load_world, read_files
 
+    files = read_files(config)
     folder = None if config.model.path is None else str(hub.model_folder(config.model.path))
     tokenizer = load_tokenizer(folder)
     mesh = sharding.make_mesh(config.mesh)
-    examples, too_long = examples_of(load_world(config, tokenizer), limit)
+    examples, too_long = examples_of(load_world(config, tokenizer, files), limit)
     supervised.check(len(examples.tokens), fit_config)
     model = model_config(config, folder, tokenizer)
     parameters, losses = supervised.fit(model, load_base(config, folder, model, mesh), examples, fit_config, mesh)

@@ -107,8 +107,24 @@ class World:
         return group[order[position]]
 
 
-def load_world(config: Config, tokenizer: ChatTokenizer) -> World:
-    """Loads and checks everything that the configuration names; every prompt is rendered once.
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """What the files hold that a configuration names; no tokenizer is needed to read them.
+
+    Attributes:
+        train, heldout: problems.
+        pool: of the teacher, or None.
+        hints: templates of the disclosures, by mode.
+    """
+
+    train: Sequence[Problem]
+    heldout: Sequence[Problem]
+    pool: TeacherPool | None
+    hints: Mapping[str, str]
+
+
+def read_files(config: Config) -> Files:
+    """Reads the problems, the teacher's pool and the disclosures.
 
     Raises:
         ValueError, FileNotFoundError: with one line that names the file, problem or field.
@@ -120,12 +136,25 @@ def load_world(config: Config, tokenizer: ChatTokenizer) -> World:
         train, heldout = problems.split_heldout(found, config.data.heldout_frac, config.data.seed)
     problems.check_disjoint(train, heldout)
     pool = load_pool(config.teacher.pool) if config.teacher.per_prompt else None
+    return Files(train, heldout, pool, modes.load_hints(config.env.hints))
+
+
+def load_world(config: Config, tokenizer: ChatTokenizer, files: Files | None = None) -> World:
+    """Loads and checks everything that the configuration names; every prompt is rendered once.
+
+    `files`: of `read_files`, where they have been read before.
+
+    Raises:
+        ValueError, FileNotFoundError: with one line that names the file, problem or field.
+    """
+    files = files or read_files(config)
+    train, heldout, pool = files.train, files.heldout, files.pool
     fixed = pool.required_modes() if pool else {}
     mode_of = modes.partition([p.id for p in train], config.env.modes, config.data.seed, fixed=fixed)
     mode_of |= modes.partition([p.id for p in heldout], config.env.modes, config.data.seed)
     if pool:
         pool = pool.align({p.id: mode_of[p.id] for p in train})
-    world = World(tokenizer, tuple(train), tuple(heldout), mode_of, modes.load_hints(config.env.hints), pool, config)
+    world = World(tokenizer, tuple(train), tuple(heldout), mode_of, files.hints, pool, config)
     for problem in train:
         for mode in {mode_of[problem.id], GT_ONLY}:
             world.prompt(problem, mode, modes.TRAINING_NAMES)
