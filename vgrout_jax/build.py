@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vgrout_jax import compiling, sharding
+from vgrout_jax import ahead, compiling, sharding
 from vgrout_jax.config import Config
 from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
 from vgrout_jax.model import hub, layout, lora2r, qwen3
@@ -34,7 +34,7 @@ class Programs:
         generator: the sampler.
     """
 
-    step: compiling.Ahead
+    step: ahead.Ahead
     extract: extraction.Extractor | None
     reference_logprob: object | None
     generator: Generator
@@ -142,7 +142,7 @@ def _programs(
     references = _references(config, world) if config.guard.references else None
     routed = config.gate.kind == "route"
     return Programs(
-        step=compiling.Ahead(build_step(config, model, optimizer, mesh)),
+        step=ahead.Ahead(build_step(config, model, optimizer, mesh)),
         extract=extraction.build_extractor(config, model, sides, mesh) if routed else None,
         reference_logprob=None if references is None else guard.build_reference(config, model, references),
         generator=build_generator(config, model, world.tokenizer, mesh),
