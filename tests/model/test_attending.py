@@ -24,16 +24,28 @@ def draw():
     ]
 
 
+@pytest.fixture
+def set_constant(monkeypatch):
+    """(name, value) sets a constant of the module; what was traced under another value is forgotten."""
+
+    def change(name, value):
+        monkeypatch.setattr(attending, name, value)
+        attending.attend_causally.clear_cache()
+
+    yield change
+    attending.attend_causally.clear_cache()
+
+
 def value_and_gradients(attend, arrays, weights):
     return jax.value_and_grad(lambda *given: jnp.sum(attend(*given) * weights), argnums=(0, 1, 2))(*arrays)
 
 
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("length", [7, 128, 300])
-def test_attention_in_blocks_equals_jax_s_own(draw, length, by_rows, monkeypatch):
+def test_attention_in_blocks_equals_jax_s_own(draw, length, by_rows, set_constant):
     """In value and gradient; blocks of 40 queries, a last one that is shorter, and padding before."""
-    monkeypatch.setattr(attending, "_LEAST_BLOCK", 40)
-    monkeypatch.setattr(attending, "_CACHED", 1)
+    set_constant("_LEAST_BLOCK", 40)
+    set_constant("_CACHED", 1)
     arrays = draw(length)
     own = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="xla")
     ours = functools.partial(attending.attend_causally, by_rows=by_rows)
@@ -49,10 +61,10 @@ def test_attention_in_blocks_equals_jax_s_own(draw, length, by_rows, monkeypatch
 
 @pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_several_gradients_go_back_through_the_same_rows(draw, by_rows, dtype, monkeypatch):
+def test_several_gradients_go_back_through_the_same_rows(draw, by_rows, dtype, set_constant):
     """As the probe's do: the last 90 of 130 tokens attend, behind padding; against JAX's own in float32."""
-    monkeypatch.setattr(attending, "_LEAST_BLOCK", 40)
-    monkeypatch.setattr(attending, "_CACHED", 1)
+    set_constant("_LEAST_BLOCK", 40)
+    set_constant("_CACHED", 1)
     queries, keys, values = (leaf.astype(dtype) for leaf in draw(130))
     queries, valid = queries[:, 40:], jnp.arange(130) >= jnp.array([[0], [7]])
     gradients = jnp.asarray(np.random.default_rng(1).normal(size=(3, *queries.shape)), dtype)
@@ -97,9 +109,9 @@ def test_weights_are_computed_once_for_all_gradients_through_a_row(draw, count):
 
 
 @pytest.mark.parametrize("together", [1, 2])
-def test_rows_that_fit_the_cache_go_together(draw, together, monkeypatch):
+def test_rows_that_fit_the_cache_go_together(draw, together, set_constant):
     arrays = [jnp.concatenate([leaf] * 3) for leaf in draw(100)]  # six rows
-    monkeypatch.setattr(attending, "_CACHED", together * 6 * 64 * 100)
+    set_constant("_CACHED", together * 6 * 64 * 100)
     text = jax.jit(functools.partial(attending.attend_causally, by_rows=True)).lower(*arrays).as_text()
     assert "stablehlo.while" in text and ("tensor<2x3x" in text) == (together == 2)
     by_rows = attending.attend_causally(*arrays, by_rows=True)

@@ -126,7 +126,8 @@ def test_attention_of_every_token_is_that_of_its_sequence_alone(cudnn, monkeypat
     monkeypatch.setattr(packing, "_backward", kernel_backward)
 
     def ours(queries, keys, values, *before):
-        return packing.attend(queries, keys, values, before, packed(), cudnn=cudnn)
+        with jax.disable_jit():  # the stand-ins want to see numbers
+            return packing.attend(queries, keys, values, before, packed(), cudnn=cudnn)
 
     found, pull = jax.vjp(ours, *drawn())
     expected, their_pull = jax.vjp(one_by_one, *drawn())

@@ -18,6 +18,7 @@ _LEAST_BLOCK, _MOST_BLOCKS = 64, 8  # of queries, compared with the keys up to t
 _CACHED = 2**19  # attention weights of one block and some rows
 
 
+@functools.partial(jax.jit, static_argnames="by_rows")
 def attend_causally(
     queries: Float[Array, "N T H E"],
     keys: Float[Array, "N S K E"],

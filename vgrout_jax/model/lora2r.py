@@ -12,6 +12,7 @@ References:
     LoRA: Hu et al. 2021, arXiv 2106.09685. Masks: Shilov et al. 2025, arXiv 2512.05648.
 """
 
+import functools
 import hashlib
 from collections.abc import Mapping
 
@@ -135,6 +136,7 @@ def ablate(deltas: Factors) -> Factors:
     return Factors(a=jax.tree.map(keep_a, deltas.a), b=jax.tree.map(keep_b, deltas.b))
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def fuse(adapter: Adapter, dtype: jax.typing.DTypeLike) -> Factors:
     """Stacks the factors so that one pair of thin products computes the adapter: [A; dA] and [dB, B0].
 
@@ -154,6 +156,7 @@ def fuse(adapter: Adapter, dtype: jax.typing.DTypeLike) -> Factors:
     )
 
 
+@jax.jit
 def apply_fused(
     x: Float[Array, "N T D"],
     down: Float[Array, "FourR D"],

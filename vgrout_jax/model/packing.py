@@ -75,6 +75,7 @@ def to_tokens(values: Float[Array, "*L S R"], packing: Packing) -> Float[Array, 
     return jnp.einsum("CS,...SR->...CR", chosen, values, precision=jax.lax.Precision.HIGHEST)
 
 
+@functools.partial(jax.jit, static_argnames="cudnn")
 def attend(
     queries: Float[Array, "C H E"],
     keys: Float[Array, "C K E"],

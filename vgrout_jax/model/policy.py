@@ -1,5 +1,7 @@
 """Token log-probabilities of a policy: the base model, with or without the adapter, under per-rollout masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -149,6 +151,7 @@ def _shifted(tokens: Int[Array, "N S"], left: Int[Array, " N"]) -> Int[Array, "N
     return jnp.take_along_axis(tokens, places, axis=1)
 
 
+@functools.partial(jax.jit, static_argnames="chunk")
 def token_logprobs(
     base: dict, hidden: Float[Array, "N T D"], targets: Int[Array, "N T"], *, chunk: int
 ) -> Float[Array, "N T"]:

@@ -257,7 +257,10 @@ def keys_and_values(
     block, last = Block(config), config.num_layers - 1
 
     def of_layer(index: Array | int, layer: AdapterLayer | None, x: Array, cache_alone: bool) -> tuple[Array, Any]:
-        weights = jax.tree.map(lambda leaf: leaf[index], parameters["layers"])
+        take = functools.partial(
+            jax.lax.dynamic_index_in_dim, index=index, keepdims=False, allow_negative_indices=False
+        )
+        weights = jax.tree.map(take, parameters["layers"])
         return block.apply({"params": weights}, x, attention, layer, route, cache_alone=cache_alone)
 
     def body(x: Array, inputs: tuple[Array, AdapterLayer | None]) -> tuple[Array, Any]:
