@@ -82,7 +82,8 @@ def cut_down(shape: shapes.Shape) -> shapes.Shape:
     least = {
         name: min(getattr(shape, name), _CUT[name]) for name in ("prompts", "group", "prompt_tokens", "new_tokens")
     }
-    return dataclasses.replace(shape, model=model, micro_batch=4, mean_tokens=None, **least)
+    # Not at temperature 1, where a float32 side alone would take the sampler's log-probabilities.
+    return dataclasses.replace(shape, model=model, micro_batch=4, mean_tokens=None, temperature=0.7, **least)
 
 
 class Side:

@@ -57,7 +57,7 @@ PARTS = (
     Part("memory", "memory.py"),
     Part("again", "memory.py"),
     Part("sampler", "sampler.py", ("--repeats=2",), full=("--rows=64,256", "--context=900")),
-    Part("step", "step.py", ("--arms=routeV,none", "--repeats=1", "--warm=short", "--top-p=0.95")),
+    Part("step", "step.py", ("--arms=routeV,none", "--repeats=1", "--warm=short")),
     Part("update", "update.py", ("--repeats=2",), full=("--prompts=2",)),
 )
 

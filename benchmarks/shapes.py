@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from vgrout_jax import build, sharding
 from vgrout_jax.config import ARMS, Config, MeshConfig
 from vgrout_jax.model import layout, lora2r, qwen3
 from vgrout_jax.presets import make_config
+from vgrout_jax.rl import passes
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.state import Batch, Frozen, TrainState
 from vgrout_jax.routing import direction
@@ -32,6 +34,7 @@ class Shape:
         mean_tokens: of completions that end with probability 1 / mean_tokens after every token, and at T; None:
             where lengths are drawn, a third to all of T, and where completions are, all of T.
         shared: whether the update reads a prompt once for its group.
+        temperature, top_p: that rollouts are sampled with.
     """
 
     model: qwen3.Qwen3Config
@@ -43,11 +46,18 @@ class Shape:
     micro_batch: int
     mean_tokens: int | None = None
     shared: bool = True
+    temperature: float = 0.7
+    top_p: float = 0.95
 
     @property
     def rows(self) -> int:
         """N, rollouts of a step."""
         return self.prompts * self.group
+
+    @property
+    def sampler_serves(self) -> bool:
+        """Whether the sampler's own log-probabilities serve as the old policy's; no rows are run again then."""
+        return passes.sampler_serves(configuration(self, "routeV", kl=True), self.model)
 
 
 def _qwen(vocabulary: int, width: int, forward: int, layers: int, heads: tuple[int, int, int], **more: Any) -> Any:
@@ -56,19 +66,24 @@ def _qwen(vocabulary: int, width: int, forward: int, layers: int, heads: tuple[i
 
 SHAPES = {
     "tiny": Shape(_qwen(512, 64, 160, 2, (4, 2, 16)), 8, 2, 4, 32, 16, 4),
-    "cpu": Shape(_qwen(4096, 256, 768, 4, (8, 4, 32), remat="cheap"), 8, 8, 8, 512, 64, 8),
+    # Sampled as the smoke run and the toy world are.
+    "cpu": Shape(
+        _qwen(4096, 256, 768, 4, (8, 4, 32), remat="cheap"), 8, 8, 8, 512, 64, 8, temperature=1.0, top_p=1.0
+    ),
     "qwen3-4b": Shape(
         _qwen(151936, 2560, 9728, 36, (32, 8, 128), dtype=jnp.bfloat16, remat="cheap"), 32, 16, 16, 1024, 1536, 8, 400
     ),
 }
-_CHANGES = ("prompts", "group", "prompt_tokens", "new_tokens", "micro_batch", "mean_tokens")
+_COUNTS = ("prompts", "group", "prompt_tokens", "new_tokens", "micro_batch", "mean_tokens")
+_SHARES = ("temperature", "top_p")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --shape and what changes it."""
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    for name in _CHANGES:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the shape's own")
+    for name in _COUNTS + _SHARES:
+        kind = int if name in _COUNTS else float
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the shape's own")
     parser.add_argument("--arms", default="none,routeV", help="separated by commas")
     parser.add_argument("--unshared", action="store_true", help="every pass reads a prompt once a rollout")
     parser.add_argument("--no-kl", action="store_true", help="beta 0: no forward of the base model")
@@ -77,10 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Shape:
     """The shape that the options name; ends the program with one line where it or an arm cannot be."""
-    changes = {name: getattr(options, name) for name in _CHANGES if getattr(options, name) is not None}
+    given = {name: getattr(options, name) for name in _COUNTS + _SHARES}
+    changes = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
-        if value < 1:
+        if name in _COUNTS and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be >= 1, got {value}")
+    if not 0 < changes.get("top_p", 1) <= 1:
+        parser.error(f"--top-p must be in (0, 1], got {options.top_p}")
+    if changes.get("temperature", 0) < 0:
+        parser.error(f"--temperature must be >= 0, got {options.temperature}")
     for arm in options.arms.split(","):
         if arm not in ARMS:
             parser.error(f"--arms must be of {', '.join(ARMS)}, got {arm!r}")
@@ -112,6 +132,7 @@ def configuration(shape: Shape, arm: str, *, kl: bool) -> Config:
     config.adapter.rank = shape.rank
     config.rollout.prompts, config.rollout.group_size = shape.prompts, shape.group
     config.rollout.max_new_tokens = shape.new_tokens
+    config.rollout.temperature, config.rollout.top_p = shape.temperature, shape.top_p
     config.train.micro_batch, config.train.share_prompts = shape.micro_batch, shape.shared
     config.loss.kl_coefficient = 1e-3 if kl else 0.0
     return config
@@ -198,7 +219,7 @@ def step_inputs(shape: Shape, config: Config, seed: int = 0, device: jax.Device 
         lengths = np.minimum(draw.geometric(1 / shape.mean_tokens, count), shape.new_tokens)
     mask = np.arange(shape.new_tokens) < lengths[:, None]
     drawn = np.where(mask, draw.integers(0, shape.model.vocab_size, mask.shape), 0).astype(np.int32)
-    batch = batch_of(shape, prompts, drawn, mask)
+    batch = batch_of(shape, prompts, drawn, mask, -math.log(shape.model.vocab_size))  # random weights: about that
     optimizer = make_optimizer(config.optim, config.train.steps)
     state = TrainState(jnp.zeros((), jnp.int32), deltas, optimizer.init(deltas))
     frozen = Frozen(
@@ -210,8 +231,13 @@ def step_inputs(shape: Shape, config: Config, seed: int = 0, device: jax.Device 
     return Inputs(state, frozen, routing, jax.device_put(batch, sharding.batch_shardings(places, batch)), key)
 
 
-def batch_of(shape: Shape, prompts: Sources, tokens: np.ndarray, mask: np.ndarray) -> Batch:
-    """The batch of completions [N, T], NumPy arrays; each group's rewards go evenly from 0 to 3.5."""
+def batch_of(
+    shape: Shape, prompts: Sources, tokens: np.ndarray, mask: np.ndarray, logprobs: np.ndarray | float
+) -> Batch:
+    """The batch of completions [N, T], NumPy arrays; each group's rewards go evenly from 0 to 3.5.
+
+    `logprobs` [N, T]: the sampler's own.
+    """
     before, valid = prompts.rows()
     return Batch(
         tokens=np.concatenate([before, tokens], axis=1),
@@ -219,6 +245,8 @@ def batch_of(shape: Shape, prompts: Sources, tokens: np.ndarray, mask: np.ndarra
         completion_mask=mask,
         rewards=np.tile(np.linspace(0.0, 3.5, shape.group, dtype=np.float32), shape.prompts),
         quarantine_sampled=prompts.policy[prompts.of_row],
+        sampler_logprobs=np.where(mask, logprobs, 0.0).astype(np.float32),
+        taught=np.zeros(shape.rows, bool),
     )
 
 

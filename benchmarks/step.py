@@ -40,8 +40,8 @@ MORE = ("over_products", "over_unshared", "tokens_s", "mfu")
 class Arm:
     """One arm's programs and inputs, ready to run steps."""
 
-    def __init__(self, shape: shapes.Shape, arm: str, *, kl: bool, temperature: float, top_p: float):
-        self.shape, self.name, self.kl, self.temperature = shape, arm, kl, temperature
+    def __init__(self, shape: shapes.Shape, arm: str, *, kl: bool):
+        self.shape, self.name, self.kl = shape, arm, kl
         self.inputs = shapes.step_inputs(shape, shapes.configuration(shape, arm, kl=kl))
         self.prompts = shapes.sources(shape, both=arm != "none")
         self.step = update.step_of(shape, arm, kl=kl)
@@ -50,7 +50,7 @@ class Arm:
             max_new_tokens=shape.new_tokens,
             eos_ids=shapes.ending_ids(shape),
             pad_id=0,
-            top_p=top_p,
+            top_p=shape.top_p,
             mesh=shapes.mesh(),
         )
 
@@ -66,12 +66,13 @@ class Arm:
             source_of_row=prompts.of_row,
             active=np.full(self.shape.rows, active),
             keys=prompts.keys,
-            temperature=float(self.temperature),
+            temperature=float(self.shape.temperature),
         )
 
     def batch(self, samples: sampler.Samples) -> Batch:
         """The batch that an update trains on."""
-        return shapes.batch_of(self.shape, self.prompts, np.asarray(samples.tokens), np.asarray(samples.mask))
+        drawn = (np.asarray(leaf) for leaf in (samples.tokens, samples.mask, samples.policy_logprobs))
+        return shapes.batch_of(self.shape, self.prompts, *drawn)
 
     def state(self) -> Any:
         """A copy of the state, which a step takes the memory of."""
@@ -195,8 +196,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--warm", choices=("full", "short"), default="full")
     parser.add_argument("--profile", help="write a trace of one more step to this folder; one arm")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=1.0)
     options = parser.parse_args()
     shape, compilations, results = shapes.chosen(parser, options), timing.Compilations(), {}
     if options.repeats < 1:
@@ -204,7 +203,7 @@ def main() -> None:
     roof = roofline.measure(compilations, shape.model.dtype)
     summary = {"shape": options.shape, "sizes": shapes.sizes(shape), "roofline": dataclasses.asdict(roof)}
     for name in options.arms.split(","):
-        arm = Arm(shape, name, kl=not options.no_kl, temperature=options.temperature, top_p=options.top_p)
+        arm = Arm(shape, name, kl=not options.no_kl)
         results[name] = measure(arm, compilations, roof, repeats=options.repeats, warm=options.warm)
         tables.write(options.json, {**summary, "arms": results, "routeV_over_none": ratios(results)})
         if options.profile:

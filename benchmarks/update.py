@@ -5,9 +5,10 @@
     python benchmarks/update.py --shape=qwen3-4b --prompts=2 one eighth of the step's rollouts, on an accelerator
 
 A step is one forward and backward pass (none), or two (routeV: the probe's and the masked one) and a forward of the
-rows whose sampling policy is trained otherwise; with KL one forward of the base comes on top. The operations of the
-program are counted over every padded position and for half of the rows run again, which it must be ready for; what
-was measured is held against the tokens that are no padding and the rows that had to be run again.
+rows whose sampling policy is trained otherwise, unless they were sampled at temperature 1, where the sampler's own
+log-probabilities serve; with KL one forward of the base comes on top. The operations of the program are counted over
+every padded position and for half of the rows run again, where it must be ready for that; what was measured is held
+against the tokens that are no padding and the rows that had to be run again.
 
 Model FLOP utilisation counts 4 operations a weight and token for each forward and backward pass, 2 for a forward
 alone, and the adapter's own (6 with its gradient), over the roofline's rate, a prompt once a group where a pass can
@@ -121,7 +122,7 @@ def figures(
 ) -> dict[str, float]:
     """An update's seconds, floors and utilisation, for the tokens of its batch."""
     lengths = work.valid_tokens(shape, batch.valid, batch.completion_mask)
-    tokens, passes = lengths.tokens(), {"kl": kl, "again": share_again(arm, batch, metrics)}
+    tokens, passes = lengths.tokens(), {"kl": kl, "again": share_again(shape, arm, batch, metrics)}
     seconds = roof.seconds(cost)
     least = work.update_work(shape, arm, tokens=tokens, **passes)
     useful = work.update_flops(shape, arm, tokens=tokens, adapter=True, **passes)
@@ -141,9 +142,9 @@ def figures(
     }
 
 
-def share_again(arm: str, batch: Batch, metrics: StepMetrics) -> float:
+def share_again(shape: shapes.Shape, arm: str, batch: Batch, metrics: StepMetrics) -> float:
     """Share of the tokens in rows whose sampling policy is neither the one that trains nor the probe's."""
-    if arm == "none":
+    if arm == "none" or shape.sampler_serves:
         return 0.0
     sampled, live = np.asarray(batch.quarantine_sampled), np.asarray(metrics.live)
     differs = live & (sampled != (np.asarray(metrics.gate.labels) != gate.CLEAN))

@@ -134,17 +134,22 @@ def adapter_weights(model: qwen3.Qwen3Config, rank: int, *, of_prompts: bool = F
     return 2 * rank * (sides - (sum(sum(pair) for pair in _unneeded(model)) if of_prompts else 0))
 
 
-def update_passes(arm: str, *, kl: bool, again: float | None = None) -> tuple[float, float, float, float]:
+def update_passes(
+    shape: shapes.Shape, arm: str, *, kl: bool, again: float | None = None
+) -> tuple[float, float, float, float]:
     """(trained, probed, forward with the adapter, forward of the base) passes over every token.
 
     Args:
+        shape: whose sampler's log-probabilities may serve, so that no rows run again.
         arm: of `config.ARMS`.
         kl: whether the base's log-probabilities are needed.
         again: share of the tokens in rows whose sampling policy runs once more; None: half of the rows, which is
             what the program must be ready for where half of them are sampled with the quarantine ablated.
     """
     trained, probed, more = PASSES.get(arm, ROUTED)
-    return trained, probed, more if again is None else again, float(kl)
+    if again is None:
+        again = 0.0 if shape.sampler_serves else more
+    return trained, probed, again, float(kl)
 
 
 def update_flops(
@@ -159,7 +164,7 @@ def update_flops(
     """Operations of the update's passes with weights; `tokens` None: over every position of the batch."""
     tokens = every_position(shape).tokens() if tokens is None else tokens
     tokens, model = tokens if shape.shared else tokens.alone, shape.model
-    trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
+    trained, probed, forward, base = update_passes(shape, arm, kl=kl, again=again)
     prompts, completions = _runs(tokens, trained + probed + forward + base, trained, probed)
     total = prompts * prompt_weights(model) + completions * (layer_weights(model) + head_weights(model))
     if adapter:  # the probe needs no gradient of the factors
@@ -177,7 +182,7 @@ def update_products(
     Attention has two products forward and four on its way back. The adapter's formula has two terms (docs/method.md
     section 2), and so needs its weights twice as often, but for their own gradient.
     """
-    trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
+    trained, probed, forward, base = update_passes(shape, arm, kl=kl, again=again)
     tokens, pairs = (each if shape.shared else each.alone for each in (lengths.tokens(), lengths.pairs()))
     model, passes = shape.model, trained + probed + forward
     prompts, completions = _runs(tokens, 2 * passes, 3 * trained, 2 * probed)
@@ -206,7 +211,7 @@ def update_work(
     shape: shapes.Shape, arm: str, *, kl: bool, tokens: Tokens | None = None, again: float | None = None
 ) -> Work:
     """The floor of an update: each pass over a micro-batch reads every weight once."""
-    trained, probed, forward, base = update_passes(arm, kl=kl, again=again)
+    trained, probed, forward, base = update_passes(shape, arm, kl=kl, again=again)
     sweeps = (2 * (trained + probed) + forward + base) * shape.rows / shape.micro_batch
     return Work(update_flops(shape, arm, kl=kl, tokens=tokens, again=again), sweeps * weight_bytes(shape.model))
 

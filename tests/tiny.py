@@ -76,7 +76,8 @@ def batch(seed: int = 0, rewards: object = None) -> Batch:
     values = [3.5, 0.0, 0.5, 0.0, 0.0, 3.5, 0.5, 3.5] if rewards is None else rewards
     sampled = np.tile([True, True, False, False], PROMPTS)
     arrays = (tokens, valid, valid[:, PROMPT_TOKENS:], np.array(values, np.float32), sampled)
-    return Batch(*map(jnp.asarray, arrays))
+    unread = np.full((ROWS, NEW_TOKENS), np.nan, np.float32)  # but where the sampler's log-probabilities serve
+    return Batch(*map(jnp.asarray, (*arrays, unread, np.zeros(ROWS, bool))))
 
 
 def row(whole: Batch, index: int) -> Batch:

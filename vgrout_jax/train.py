@@ -163,7 +163,7 @@ def train_step(loop: Loop) -> None:
         ready, record = prepare(loop, plan)
         loop.table.status("generating and grading")
         rollouts = collect(loop, plan)
-        guard.check_sampled(step, rollouts.policy_logprobs)
+        guard.check_sampled(step, rollouts.batch.sampler_logprobs)
         loop.writer.write_verdicts(step, diagnostics.verdict_records(rollouts))
     loop.table.status("updating")
     started = time.perf_counter()

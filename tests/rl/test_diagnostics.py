@@ -55,8 +55,10 @@ def make_rollouts():
     mask = np.arange(tiny.NEW_TOKENS) < np.array(LENGTHS)[:, None]
     logprobs = np.where(mask, -1.0, 0.0).astype(np.float32)
     none = np.zeros((8, 2), np.int32)
-    batch = Batch(none, none.astype(bool), mask, np.array(REWARDS, np.float32), np.array(FULL))
-    return Rollouts(rows, batch, logprobs, {"generate": 2.0, "grade": 0.5}, 6)
+    taught = np.array([source == TEACHER for source in SOURCES])
+    of_rows = (np.array(REWARDS, np.float32), np.array(FULL), logprobs, taught)
+    batch = Batch(none, none.astype(bool), mask, *of_rows)
+    return Rollouts(rows, batch, {"generate": 2.0, "grade": 0.5}, 6)
 
 
 def make_metrics(**changes):
@@ -75,9 +77,9 @@ def make_metrics(**changes):
         "gate": gated,
         "advantages": ADVANTAGES,
         "live": LIVE,
-        "losses": grpo.LossStats(RATIO, CLIPPED, KL, TOKENS),
-        "old_logprobs": old,
-        "old_known": KNOWN,
+        "losses": grpo.LossStats(RATIO, CLIPPED, KL, TOKENS, old),
+        "logprobs": old,
+        "recomputed": KNOWN,
         "probe": None,
     }
     return StepMetrics(**{**values, **changes})
@@ -184,8 +186,8 @@ def test_nothing_to_measure_is_none():
         gate=dead,
         live=np.zeros(8, bool),
         advantages=np.zeros(8, np.float32),
-        losses=grpo.LossStats(RATIO, CLIPPED, None, np.zeros(8, np.int32)),
-        old_known=np.zeros(8, bool),
+        losses=grpo.LossStats(RATIO, CLIPPED, None, np.zeros(8, np.int32), np.zeros((8, tiny.NEW_TOKENS))),
+        recomputed=np.zeros(8, bool),
         gradient_norm=np.float32(0.0),
         qmass=np.float32(0.0),
     )
@@ -208,7 +210,7 @@ def test_no_teacher_and_no_full_rows_leave_their_means_out():
     rollouts = make_rollouts()
     deployed = [index for index, row in enumerate(rollouts.rows) if row.source == OWN and not row.quarantine_on]
     rows = [rollouts.rows[deployed[index % 2]] for index in range(8)]
-    ours = record(rollouts=Rollouts(rows, rollouts.batch, rollouts.policy_logprobs, rollouts.seconds, 6))
+    ours = record(rollouts=Rollouts(rows, rollouts.batch, rollouts.seconds, 6))
     assert {name for name, value in ours.items() if value is None} == {
         *("reward/teacher", "solve/teacher", "hack/teacher", "hack/own_full"),
         "gate/auroc",  # no hack among these rows

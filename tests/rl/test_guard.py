@@ -80,7 +80,7 @@ def test_names_the_step_and_the_tensors_that_are_not_finite():
 
 
 def test_names_the_logits_where_log_probabilities_are_not_finite():
-    broken = metrics(loss=False).replace(old_logprobs=np.array([[0.0, np.nan]]))
+    broken = metrics(loss=False).replace(logprobs=np.array([[0.0, np.nan]]))
     with pytest.raises(guard.Divergence, match="^step 2: not finite: logits, loss; the update was not applied; try"):
         guard.check_finite(2, broken)
 

@@ -182,7 +182,9 @@ def test_batch_agrees_with_the_rows(per_prompt):
         assert batch.quarantine_sampled[index] == row.quarantine_on
         assert rows[index - index % tiny.GROUP].prompt is row.prompt
         assert (row.source == TEACHER) == (index % tiny.GROUP >= tiny.GROUP - per_prompt)
-    assert np.all(rollouts.policy_logprobs[~batch.completion_mask] == 0)
+        assert batch.taught[index] == (row.source == TEACHER)
+        drawn = mask & (row.source != TEACHER)
+        assert (batch.sampler_logprobs[index][drawn] < 0).all() and not batch.sampler_logprobs[index][~drawn].any()
     assert set(rollouts.seconds) == {"generate", "grade"} and min(rollouts.seconds.values()) >= 0
 
 

@@ -1,6 +1,7 @@
 """The two-pass step: masks per rollout, ratios, invariances, and what the compiled program holds."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 
@@ -191,9 +192,9 @@ def test_short_completions_are_run_at_a_short_length_and_that_changes_nothing(fr
     np.testing.assert_allclose(metrics.gate.scores, expected.gate.scores, atol=1e-5)
     np.testing.assert_array_equal(metrics.gate.labels, expected.gate.labels)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5, atol=1e-7)
-    needed = metrics.old_known[:, None] & tiny.batch().completion_mask
+    needed = metrics.recomputed[:, None] & tiny.batch().completion_mask
     np.testing.assert_allclose(
-        jnp.where(needed, metrics.old_logprobs, 0), jnp.where(needed, expected.old_logprobs, 0), atol=1e-5
+        jnp.where(needed, metrics.logprobs, 0), jnp.where(needed, expected.logprobs, 0), atol=1e-5
     )
     for ours, theirs in zip(jax.tree.leaves(state.deltas), jax.tree.leaves(expected_state.deltas), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
@@ -318,12 +319,9 @@ def test_zero_advantage_row_trains_as_clean_through_kl(frozen, deltas):
     assert np.asarray(metrics.live)[:4].all() and not np.asarray(metrics.live)[4:].any()
 
 
-@pytest.mark.parametrize("kind,probe_policy", [("route", "full"), ("route", "ablated"), ("mid", "ablated")])
-def test_old_logprobs_are_those_of_the_policy_that_sampled(frozen, deltas, kind, probe_policy):
-    config = make_config(gate={"kind": kind, "probe_policy": probe_policy})
-    batch = tiny.batch()
-    _, metrics = run_step(config, frozen, deltas, batch)
-    expected = policy.completion_logprobs(
+def sampled_logprobs(frozen, deltas, batch):
+    """log pi of the policy that sampled each row, the teacher's rows by the full one, as a plain forward gives it."""
+    return policy.completion_logprobs(
         tiny.model(),
         frozen.base,
         batch.tokens,
@@ -333,15 +331,65 @@ def test_old_logprobs_are_those_of_the_policy_that_sampled(frozen, deltas, kind,
         adapter=lora2r.Adapter(frozen.init, deltas),
         route=lora2r.Route(batch.quarantine_sampled),
     )
-    known, mask = np.asarray(metrics.old_known), np.asarray(batch.completion_mask)
+
+
+POLICIES = [("route", "full"), ("route", "ablated"), ("mid", "ablated")]
+
+
+@pytest.mark.parametrize("kind,probe_policy", POLICIES)
+def test_old_logprobs_are_those_of_the_policy_that_sampled(frozen, deltas, kind, probe_policy):
+    config = make_config(gate={"kind": kind, "probe_policy": probe_policy})
+    batch = tiny.batch()
+    _, metrics = run_step(config, frozen, deltas, batch)
+    expected = sampled_logprobs(frozen, deltas, batch)
+    known, mask = np.asarray(metrics.recomputed), np.asarray(batch.completion_mask)
     trained_full = np.asarray(metrics.gate.labels) != gate.CLEAN
     differs = trained_full != np.asarray(batch.quarantine_sampled)
-    assert differs.any() and (known | ~differs)[np.asarray(metrics.live)].all()
+    assert differs.any() and known[np.asarray(metrics.live)].all()
     chosen = known[:, None] & mask
-    np.testing.assert_allclose(np.asarray(metrics.old_logprobs)[chosen], np.asarray(expected)[chosen], atol=1e-5)
+    np.testing.assert_allclose(np.asarray(metrics.logprobs)[chosen], np.asarray(expected)[chosen], atol=1e-5)
     ratios = np.asarray(metrics.losses.ratio)
     np.testing.assert_allclose(ratios[~differs], 1.0, atol=1e-6)
     assert np.abs(ratios[differs & np.asarray(metrics.live)] - 1).min() > 1e-4
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("kind,probe_policy", POLICIES)
+def test_the_sampler_s_logprobs_serve_where_it_drew_from_the_policy(frozen, deltas, kind, probe_policy, taught):
+    """At temperature 1, untruncated: half as probable at every token, a row that needs them has twice the ratio.
+
+    The teacher's rows, one of them clean, have none; a forward pass reads them under the full policy.
+    """
+    teacher = np.tile([False, taught, False, False], tiny.PROMPTS)
+    rewards = [3.5, 1.0, 0.5, 0.0, 0.0, 3.5, 0.5, 3.5]
+    batch = tiny.batch(rewards=rewards).replace(taught=jnp.asarray(teacher))
+    settings = {"gate": {"kind": kind, "probe_policy": probe_policy}, "teacher": {"per_prompt": int(taught)}}
+    _, expected = run_step(make_config(**settings), frozen, deltas, batch)
+    drawn = jnp.where(teacher[:, None], jnp.nan, sampled_logprobs(frozen, deltas, batch))
+    config = make_config(**settings, rollout={"temperature": 1.0, "top_p": 1.0})
+    _, metrics = run_step(config, frozen, deltas, batch.replace(sampler_logprobs=drawn))
+    np.testing.assert_allclose(metrics.losses.ratio, expected.losses.ratio, rtol=1e-5)
+    _, halved = run_step(config, frozen, deltas, batch.replace(sampler_logprobs=drawn - np.log(2)))
+    served = ~np.asarray(metrics.recomputed)
+    differs = (np.asarray(metrics.gate.labels) != gate.CLEAN) != np.asarray(batch.quarantine_sampled)
+    probed = np.asarray(batch.quarantine_sampled) == (probe_policy == "full") if kind == "route" else False
+    np.testing.assert_array_equal(served, differs & ~(probed & (np.asarray(metrics.advantages) != 0)) & ~teacher)
+    assert served.any() and np.isfinite(metrics.losses.ratio).all()
+    assert (teacher & differs & ~probed).any() == (taught and kind == "route" and probe_policy == "ablated")
+    np.testing.assert_allclose(halved.losses.ratio, np.where(served, 2, 1) * metrics.losses.ratio, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "dtype"), [({"temperature": 0.9}, "float32"), ({"top_k": 3}, "float32"), ({}, "bfloat16")]
+)
+def test_the_sampler_s_logprobs_serve_nowhere_else(frozen, deltas, rollout, dtype):
+    """`tiny.batch` has none: what reads them is not a number."""
+    config = make_config(gate={"kind": "mid"}, rollout={"temperature": 1.0, "top_p": 1.0, **rollout})
+    model = dataclasses.replace(tiny.model(), dtype=jnp.dtype(dtype))
+    assert not Passes(config, model, tiny.mesh()).sampler_serves
+    if dtype == "float32":
+        _, metrics = run_step(config, frozen, deltas)
+        assert np.isfinite(metrics.losses.ratio).all() and metrics.recomputed.all()
 
 
 def test_pinned_clean_never_touches_the_quarantine(frozen):
@@ -351,7 +399,8 @@ def test_pinned_clean_never_touches_the_quarantine(frozen):
     deployed, quarantine = blocks(state.deltas)
     assert all(float(jnp.abs(leaf).max()) == 0.0 for leaf in quarantine)
     assert max(float(jnp.abs(leaf).max()) for leaf in deployed) > 0
-    assert float(metrics.qmass) == 0.0 and not metrics.old_known.any()
+    assert float(metrics.qmass) == 0.0
+    np.testing.assert_array_equal(metrics.recomputed, metrics.live)
 
 
 @pytest.mark.parametrize("poison", ["reward", "probe", "state"])

@@ -121,10 +121,10 @@ def _bands(metrics: StepMetrics, routing: Routing) -> dict[str, Any]:
 
 
 def _sampler_agreement(rollouts: Rollouts, metrics: StepMetrics) -> dict[str, Any]:
-    """How far the sampler's log-probabilities are from the recomputed ones, where those were needed."""
+    """How far the sampler's log-probabilities are from those of a pass that ran the policy that sampled."""
     own = np.array([row.source == OWN for row in rollouts.rows])
-    chosen = (np.asarray(metrics.old_known) & own)[:, None] & np.asarray(rollouts.batch.completion_mask)
-    difference = np.abs(rollouts.policy_logprobs - np.asarray(metrics.old_logprobs))[chosen]
+    chosen = (np.asarray(metrics.recomputed) & own)[:, None] & np.asarray(rollouts.batch.completion_mask)
+    difference = np.abs(rollouts.batch.sampler_logprobs - np.asarray(metrics.logprobs))[chosen]
     return {
         "sampler/logprob_diff_mean": float(difference.mean()) if difference.size else None,
         "sampler/logprob_diff_max": float(difference.max()) if difference.size else None,

@@ -29,12 +29,14 @@ class LossStats:
             whose ratio was cut down to 1 (`truncated`).
         kl: [n] float32, mean of exp(delta) - delta - 1 in nats, or None where there is no reference.
         tokens: [n] int32, completion tokens that count in the loss.
+        logprobs: [n, T] float32, of the policy that trains, 0 at tokens that do not count.
     """
 
     ratio: jax.Array
     clip_fraction: jax.Array
     kl: jax.Array | None
     tokens: jax.Array
+    logprobs: jax.Array
 
 
 def group_advantages(rewards: Float[Array, "P G"], *, unbiased: bool) -> tuple[Float[Array, "P G"], Bool[Array, "P"]]:
@@ -134,6 +136,7 @@ def row_losses(
         clip_fraction=_token_mean(clipped.astype(current.dtype), counted),
         kl=None,
         tokens=jnp.sum(counted, axis=1),
+        logprobs=jax.lax.stop_gradient(current),
     )
     token_losses = policy
     if reference_logprobs is not None:

@@ -92,7 +92,7 @@ def check_finite(step: int, metrics: StepMetrics) -> None:
     bad = [name for name, finite in metrics.finite.items() if not bool(finite)]
     if bad:
         # The step looks at what it adds up; where the logits themselves are to blame, their log-probabilities tell.
-        seen = [metrics.old_logprobs, metrics.losses.kl if metrics.losses is not None else None]
+        seen = [metrics.logprobs, metrics.losses.kl if metrics.losses is not None else None]
         if any(leaf is not None and not np.isfinite(leaf).all() for leaf in seen):
             bad.insert(0, "logits")
         raise Divergence(f"step {step}: not finite: {', '.join(bad)}; the update was not applied; {REMEDY}")

@@ -33,6 +33,7 @@ class Passes:
         self.config, self.model = config, model
         self.rollouts = config.rollout.prompts * config.rollout.group_size
         self.probe_full = config.gate.probe_policy == "full"
+        self.sampler_serves = sampler_serves(config, model)
         self.cutter = Cutter(config, mesh, model.attention)
         self.reader = Reader(config, model, self.cutter.positions)
 
@@ -161,8 +162,13 @@ class Passes:
 
         def skipped(rows: int) -> grpo.LossStats:
             zeros = jnp.zeros(rows)
-            kl = zeros if has_reference else None
-            return grpo.LossStats(ratio=zeros, clip_fraction=zeros, kl=kl, tokens=jnp.zeros(rows, jnp.int32))
+            return grpo.LossStats(
+                ratio=zeros,
+                clip_fraction=zeros,
+                kl=zeros if has_reference else None,
+                tokens=jnp.zeros(rows, jnp.int32),
+                logprobs=jnp.zeros((rows, row.batch.completion_mask.shape[1])),
+            )
 
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.deltas))
         rows = (row, labels, old_logprobs)
@@ -237,6 +243,18 @@ class Passes:
             return Variants(jnp.array([kind == "mid"]))
         return Variants(*gate.route_masks(jnp.array([gate.CLEAN, gate.MID, gate.HACK])))
 
+    def unread_samplers(self) -> tuple[bool, ...]:
+        """The policies, by m, under which a forward pass has to read rows for their log pi_old; () for none."""
+        kind = self.config.gate.kind
+        if kind == "clean":
+            return ()
+        if self.sampler_serves:  # but of the teacher's rows, which count as the full policy's
+            return (True,) if kind == "route" and self.config.teacher.per_prompt else ()
+        if kind == "mid":
+            return (False,)
+        # A row without advantage trains the deployed policy, and the probe does not run it.
+        return (False, True) if self.probe_full else (True,)
+
     def trains_as_sampled(self, batch: Batch, quarantine_on: Bool[Array, "n"]) -> Bool[Array, "n"]:
         """Rows whose training policy is the one that sampled them, where the ratio is 1 by definition.
 
@@ -246,3 +264,13 @@ class Passes:
         if self.config.gate.kind == "clean":
             return jnp.ones_like(quarantine_on)
         return batch.quarantine_sampled == quarantine_on
+
+
+def sampler_serves(config: Config, model: qwen3.Qwen3Config) -> bool:
+    """Whether the sampler's own log-probabilities stand for those of a pass: sampled at temperature 1, untruncated.
+
+    In bfloat16 a pass rounds otherwise than the decode loop, which would be noise in every ratio.
+    """
+    rollout = config.rollout
+    untruncated = rollout.temperature == 1.0 and rollout.top_k == 0 and rollout.top_p >= 1.0
+    return untruncated and model.dtype == jnp.float32

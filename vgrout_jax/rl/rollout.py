@@ -56,14 +56,12 @@ class Rollouts:
     Attributes:
         rows: N rollouts, groups contiguous.
         batch: for `step`, NumPy arrays.
-        policy_logprobs: [N, T] the sampler's own log-probabilities at temperature 1, 0 for teacher rows.
         seconds: {"generate", "grade"} wall time; grading is what is left of it when generation has ended.
         decode_steps: passes of the decode loop.
     """
 
     rows: list[Rollout]
     batch: Batch
-    policy_logprobs: np.ndarray
     seconds: dict[str, float]
     decode_steps: int
 
@@ -150,7 +148,7 @@ def collect(
     rows = _rows(config, generator, plan, samples, texts, verdicts)
     batch = _batch(generator, plan, samples, bucket, rows)
     seconds = {"generate": generated - start, "grade": graded - generated}
-    return Rollouts(rows, batch, samples.policy_logprobs, seconds, int(samples.steps))
+    return Rollouts(rows, batch, seconds, int(samples.steps))
 
 
 def _with_teacher(config: Config, generator: Generator, plan: Plan, samples: sampler.Samples) -> sampler.Samples:
@@ -245,6 +243,8 @@ def _batch(generator: Generator, plan: Plan, samples: sampler.Samples, bucket: i
         completion_mask=np.asarray(samples.mask),
         rewards=np.array([row.reward for row in rows], np.float32),
         quarantine_sampled=np.array(plan.quarantine_on),
+        sampler_logprobs=np.asarray(samples.policy_logprobs),
+        taught=np.array([row is not None for row in plan.teacher]),
     )
 
 

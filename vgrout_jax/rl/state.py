@@ -50,6 +50,8 @@ class Batch:
         completion_mask: [N, T] bool.
         rewards: [N] float32.
         quarantine_sampled: [N] bool, whether the policy that sampled had both blocks on.
+        sampler_logprobs: [N, T] float32, of the untruncated policy at temperature 1, as the sampler computed them.
+        taught: [N] bool, rows that a teacher brought; the sampler has nothing to say of them.
     """
 
     tokens: jax.Array
@@ -57,6 +59,8 @@ class Batch:
     completion_mask: jax.Array
     rewards: jax.Array
     quarantine_sampled: jax.Array
+    sampler_logprobs: jax.Array
+    taught: jax.Array
 
     @classmethod
     def shapes(cls, rows: int, prompt_tokens: int, new_tokens: int) -> "Batch":
@@ -66,8 +70,15 @@ class Batch:
             return jax.ShapeDtypeStruct((rows, *axes), kind)
 
         length = prompt_tokens + new_tokens
-        tokens, valid, completion = array(jnp.int32, length), array(bool, length), array(bool, new_tokens)
-        return cls(tokens, valid, completion, array(jnp.float32), array(bool))
+        return cls(
+            tokens=array(jnp.int32, length),
+            valid=array(bool, length),
+            completion_mask=array(bool, new_tokens),
+            rewards=array(jnp.float32),
+            quarantine_sampled=array(bool),
+            sampler_logprobs=array(jnp.float32, new_tokens),
+            taught=array(bool),
+        )
 
 
 def initial_state(init: lora2r.Factors, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

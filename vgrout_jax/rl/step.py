@@ -36,8 +36,8 @@ class StepMetrics:
         advantages: [N].
         live: [N], False for rows of groups whose rewards are equal.
         losses: `grpo.LossStats`, per rollout.
-        old_logprobs: [N, T], recomputed log-probabilities of the policy that sampled, 0 where not needed.
-        old_known: [N], whether they were computed.
+        logprobs: [N, T] float32, of the policy that sampled, as a pass computed them; 0 where none ran that policy.
+        recomputed: [N], whether one did.
         probe: [N, M, r] bfloat16, of arms that have one, else None; the program is the same whether a run stores it.
     """
 
@@ -49,8 +49,8 @@ class StepMetrics:
     advantages: jax.Array
     live: jax.Array
     losses: grpo.LossStats
-    old_logprobs: jax.Array
-    old_known: jax.Array
+    logprobs: jax.Array
+    recomputed: jax.Array
     probe: jax.Array | None
 
 
@@ -74,7 +74,8 @@ def build_step(config: Config, model: qwen3.Qwen3Config, optimizer: optax.Gradie
         row = Row(batch, advantages.reshape(-1), jnp.repeat(live, groups[1]))
         gradients, logprobs = passes.read_probe(state, frozen, row) if routed else (None, None)
         gated = gate.gate(gradients, routing, row.advantages != 0, key, **gate_settings(config))
-        old_logprobs, known = _old_logprobs(passes, state, frozen, row, gated.labels, logprobs)
+        same = passes.trains_as_sampled(batch, gate.route_masks(gated.labels)[0])
+        old_logprobs, known = _old_logprobs(passes, state, frozen, row, same, logprobs)
         loss, gradient, stats = passes.masked_gradient(state, frozen, row, gated.labels, old_logprobs)
         finite = _finite(loss, gradient, gated, batch, gradients)
         new_state = _update(state, gradient, optimizer, ok=jnp.stack(list(finite.values())).all())
@@ -89,8 +90,8 @@ def build_step(config: Config, model: qwen3.Qwen3Config, optimizer: optax.Gradie
             advantages=row.advantages,
             live=row.live,
             losses=stats,
-            old_logprobs=old_logprobs,
-            old_known=known,
+            logprobs=jnp.where(same[:, None], stats.logprobs, jnp.where(known[:, None], old_logprobs, 0.0)),
+            recomputed=(same & row.live) | known,
             probe=gradients.astype(jnp.bfloat16) if routed else None,
         )
         return new_state, metrics
@@ -109,19 +110,25 @@ def gate_settings(config: Config) -> dict[str, Any]:
 
 
 def _old_logprobs(
-    passes: Passes, state: TrainState, frozen: Frozen, row: Row, labels: Array, probed: Array | None
+    passes: Passes, state: TrainState, frozen: Frozen, row: Row, same: Bool[Array, "N"], probed: Array | None
 ) -> tuple[Float[Array, "N T"], Bool[Array, "N"]]:
-    """log pi_old where a row's ratio needs it: from pass 1 where that ran the policy that sampled, else anew."""
+    """log pi_old where a row's ratio needs it, and whether a pass computed it.
+
+    From pass 1 where that ran the policy that sampled, else from the sampler where its own serves, else anew.
+    `same`: rows that train the policy that sampled them.
+    """
     batch = row.batch
-    differs = row.live & ~passes.trains_as_sampled(batch, gate.route_masks(labels)[0])
-    if probed is None:  # all rows train one policy, so those that differ were sampled by the other
-        samplers = (passes.config.gate.kind != "mid",)
-        return passes.sampled_logprobs(state, frozen, batch, differs, samplers), differs
-    from_probe = (batch.quarantine_sampled == passes.probe_full) & (row.advantages != 0)
-    # A row without advantage is clean, and of the deployed policy; the probe that reads that one leaves the other's.
-    samplers = (False, True) if passes.probe_full else (True,)
-    anew = passes.sampled_logprobs(state, frozen, batch, differs & ~from_probe, samplers)
-    return jnp.where(from_probe[:, None], probed, anew), from_probe | differs
+    if probed is None:
+        found, from_probe = jnp.zeros_like(batch.sampler_logprobs), jnp.zeros_like(same)
+    else:
+        found, from_probe = probed, (batch.quarantine_sampled == passes.probe_full) & (row.advantages != 0)
+    anew = row.live & ~same & ~from_probe
+    if passes.sampler_serves:
+        found = jnp.where((anew & ~batch.taught)[:, None], batch.sampler_logprobs, found)
+        anew = anew & batch.taught
+    if samplers := passes.unread_samplers():
+        found = jnp.where(anew[:, None], passes.sampled_logprobs(state, frozen, batch, anew, samplers), found)
+    return found, from_probe | anew
 
 
 def _finite(
