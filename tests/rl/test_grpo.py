@@ -148,7 +148,7 @@ def test_dead_groups_contribute_nothing(batch, unbiased):
     _, gradient = ours_with_gradient(batch, **options)
     dead = np.repeat([False, True, False, True], GROUP)
     assert (np.asarray(losses)[dead] == 0.0).all() and (np.asarray(gradient)[dead] == 0.0).all()
-    for values in (stats.ratio, stats.clip_fraction, stats.kl, stats.tokens):
+    for values in jax.tree.leaves(stats):
         assert (np.asarray(values)[dead] == 0.0).all()
     assert (np.asarray(losses)[~dead] != 0.0).all() and (np.asarray(stats.kl)[~dead] > 0.0).all()
 
@@ -174,7 +174,7 @@ def test_micro_batches_add_up_to_the_whole(batch, unbiased, micro_batch):
     np.testing.assert_allclose(total, whole, rtol=1e-5)
     np.testing.assert_allclose(gradient, whole_gradient, rtol=1e-5, atol=1e-9)
     for part, expected in zip(jax.tree.leaves(stats), jax.tree.leaves(whole_stats), strict=True):
-        np.testing.assert_allclose(part.reshape(-1), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(part.reshape(expected.shape), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("rubbish", [np.nan, -np.inf, np.inf, -1e30, 1e30])
@@ -204,7 +204,7 @@ def test_empty_rows_are_zero(batch, unbiased):
     _, gradient = ours_with_gradient(batch, unbiased=unbiased, kl_coefficient=0.05)
     assert losses[2] == 0.0 and (np.asarray(gradient)[2] == 0.0).all()
     assert np.isfinite(np.asarray(gradient)).all()
-    assert [leaf[2] for leaf in jax.tree.leaves(stats)] == [0, 0, 0, 0]
+    assert not any(np.asarray(leaf[2]).any() for leaf in jax.tree.leaves(stats))
     assert losses[1] != 0.0
 
 
@@ -237,6 +237,7 @@ def test_stats_equal_numpy(batch, ratio):
         np.testing.assert_allclose(stats.clip_fraction[row], cut.mean(), rtol=1e-5)
         np.testing.assert_allclose(stats.kl[row], (np.exp(delta) - delta - 1).mean(), rtol=1e-4)
         assert stats.tokens[row] == LENGTHS[row]
+        np.testing.assert_array_equal(stats.logprobs[row], np.where(batch.mask[row], batch.logprobs[row], 0))
 
 
 def one_token(logprob, old, advantage, *, ratio="clip"):
