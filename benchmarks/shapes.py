@@ -75,13 +75,13 @@ SHAPES = {
     ),
 }
 _COUNTS = ("prompts", "group", "prompt_tokens", "new_tokens", "micro_batch", "mean_tokens")
-_SHARES = ("temperature", "top_p")
+_SAMPLED_WITH = ("temperature", "top_p")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds --shape and what changes it."""
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    for name in _COUNTS + _SHARES:
+    for name in _COUNTS + _SAMPLED_WITH:
         kind = int if name in _COUNTS else float
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help="instead of the shape's own")
     parser.add_argument("--arms", default="none,routeV", help="separated by commas")
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def chosen(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Shape:
     """The shape that the options name; ends the program with one line where it or an arm cannot be."""
-    given = {name: getattr(options, name) for name in _COUNTS + _SHARES}
+    given = {name: getattr(options, name) for name in _COUNTS + _SAMPLED_WITH}
     changes = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
         if name in _COUNTS and value < 1:
