@@ -38,6 +38,13 @@ class LossStats:
     tokens: jax.Array
     logprobs: jax.Array
 
+    @classmethod
+    def of_nothing(cls, rows: int, tokens: int, *, kl: bool) -> "LossStats":
+        """Those of rows that are not run."""
+        zeros = jnp.zeros(rows)
+        logprobs = jnp.zeros((rows, tokens))
+        return cls(zeros, zeros, zeros if kl else None, jnp.zeros(rows, jnp.int32), logprobs)
+
 
 def group_advantages(rewards: Float[Array, "P G"], *, unbiased: bool) -> tuple[Float[Array, "P G"], Bool[Array, "P"]]:
     """How much better each rollout did than its group, and which groups have anything to teach.

@@ -161,14 +161,7 @@ class Passes:
             return (total, gradient), stats
 
         def skipped(rows: int) -> grpo.LossStats:
-            zeros = jnp.zeros(rows)
-            return grpo.LossStats(
-                ratio=zeros,
-                clip_fraction=zeros,
-                kl=zeros if has_reference else None,
-                tokens=jnp.zeros(rows, jnp.int32),
-                logprobs=jnp.zeros((rows, row.batch.completion_mask.shape[1])),
-            )
+            return grpo.LossStats.of_nothing(rows, row.batch.completion_mask.shape[1], kl=has_reference)
 
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.deltas))
         rows = (row, labels, old_logprobs)
