@@ -372,7 +372,7 @@ def test_the_sampler_s_logprobs_serve_where_it_drew_from_the_policy(frozen, delt
     _, halved = run_step(config, frozen, deltas, batch.replace(sampler_logprobs=drawn - np.log(2)))
     served = ~np.asarray(metrics.recomputed)
     differs = (np.asarray(metrics.gate.labels) != gate.CLEAN) != np.asarray(batch.quarantine_sampled)
-    probed = np.asarray(batch.quarantine_sampled) == (probe_policy == "full") if kind == "route" else False
+    probed = (np.asarray(batch.quarantine_sampled) == (probe_policy == "full")) & (kind == "route")
     np.testing.assert_array_equal(served, differs & ~(probed & (np.asarray(metrics.advantages) != 0)) & ~teacher)
     assert served.any() and np.isfinite(metrics.losses.ratio).all()
     assert (teacher & differs & ~probed).any() == (taught and kind == "route" and probe_policy == "ablated")
