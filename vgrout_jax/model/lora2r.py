@@ -185,7 +185,9 @@ def apply_fused(
     inner = checkpoint_name(_down(x, down), "product")
     if scale is not None:
         h, k = jnp.split(inner, 2, axis=-1)  # A x and dA x, each [N, T, 2r]
-        inner = jnp.concatenate([scale[:, None] * h, k + (scale[:, None] - 1.0) * h], axis=-1)
+        # As a product, whose gradient is one too: XLA's sum over tokens is slow on the CPU where rollouts share h.
+        more = jnp.einsum("NR,NTR->NTR", scale - 1.0, h, precision=jax.lax.Precision.HIGHEST)
+        inner = jnp.concatenate([h + more, k + more], axis=-1)
     deployed = np.arange(inner.shape[-1]) // (inner.shape[-1] // 4) % 2 == 0
     runs = route.quarantine_on[:, None, None] | deployed
     value = jnp.where(runs, inner, 0.0).astype(x.dtype)
@@ -234,8 +236,8 @@ def _up_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tupl
     trained, up = kept
     half = up.shape[1] // 2
     # The wide operand stands last: the other order, which JAX derives, transposes it on the CPU.
-    of_deltas = jnp.einsum("NTR,NTF->RF", trained[..., :half], gradient).T
-    of_up = jnp.pad(of_deltas, ((0, 0), (0, half)))
+    of_deltas = jnp.einsum("NTR,NTF->RF", trained[..., :half], gradient)
+    of_up = jnp.pad(of_deltas, ((0, half), (0, 0))).T  # XLA would make a transposition right behind it the product's
     return None, jnp.einsum("NTF,FR->NTR", gradient, up), of_up
 
 
