@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
 # How attention over whole sequences is computed: all rows at once; a few rows at a time, so that their weights stay
@@ -38,11 +39,16 @@ def attend_causally(
     inputs = (queries, keys, values) if valid is None else (queries, keys, values, valid)
     together = max(1, _CACHED // (num_heads * size * keys.shape[1]))
     attend_row = functools.partial(_attend_row, size=size)
-    if keys.shape[1] > size:
-        attend_row = _row_alone(attend_row, size) if by_rows else jax.checkpoint(attend_row)
+    alone = by_rows and keys.shape[1] > size
+    if alone:
+        attend_row = _row_alone(attend_row, size)
+    elif keys.shape[1] > size:
+        attend_row = jax.checkpoint(attend_row)
     if by_rows and together < rows:
-        return jax.lax.map(lambda row: attend_row(*row), inputs, batch_size=None if together == 1 else together)
-    return jax.vmap(attend_row)(*inputs)
+        mixed = jax.lax.map(lambda row: attend_row(*row), inputs, batch_size=None if together == 1 else together)
+    else:
+        mixed = jax.vmap(attend_row)(*inputs)
+    return mixed if alone else checkpoint_name(mixed, "product")  # `_row_alone` has named it
 
 
 def _row_alone(attend_row: Callable[..., Array], size: int) -> Callable[..., Array]:
@@ -53,27 +59,31 @@ def _row_alone(attend_row: Callable[..., Array], size: int) -> Callable[..., Arr
     """
 
     @jax.custom_batching.custom_vmap
-    def pull(inputs: tuple, gradient: Array) -> tuple:
-        return jax.tree.map(lambda leaf: leaf[0], _pull_row(inputs, gradient[None], size=size))
+    def pull(kept: tuple, gradient: Array) -> tuple:
+        return jax.tree.map(lambda leaf: leaf[0], _pull_row(*kept, gradient[None], size=size))
 
     @pull.def_vmap
-    def pull_several(count: int, batched: Sequence, inputs: tuple, gradients: Array) -> tuple:
+    def pull_several(count: int, batched: Sequence, kept: tuple, gradients: Array) -> tuple:
         if not any(jax.tree.leaves(batched[0])):
-            return _pull_row(inputs, gradients, size=size), (True, True, True)
+            return _pull_row(*kept, gradients, size=size), (True, True, True)
 
         def of_row(number: Array) -> tuple:
             def own(leaf: Array, several: bool) -> Array:
                 return jax.lax.dynamic_index_in_dim(leaf, number, keepdims=False) if several else leaf
 
-            return pull(*jax.tree.map(own, (inputs, gradients), tuple(batched)))
+            return pull(*jax.tree.map(own, (kept, gradients), tuple(batched)))
 
         return jax.lax.map(of_row, jnp.arange(count)), (True, True, True)
 
-    def backward(inputs: tuple, gradient: Array) -> tuple:
-        return *pull(inputs, gradient), *(None for _ in inputs[3:])
+    def forward(*inputs: Array) -> tuple[Array, tuple]:
+        mixed = checkpoint_name(attend_row(*inputs), "product")
+        return mixed, (inputs, mixed)
+
+    def backward(kept: tuple, gradient: Array) -> tuple:
+        return *pull(kept, gradient), *(None for _ in kept[0][3:])
 
     alone = jax.custom_vjp(attend_row)
-    alone.defvjp(lambda *inputs: (attend_row(*inputs), inputs), backward)
+    alone.defvjp(forward, backward)
     return alone
 
 
@@ -91,16 +101,24 @@ def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None 
     return jnp.concatenate(mixed, axis=2).transpose(2, 0, 1, 3).reshape(queries.shape)
 
 
-def _pull_row(inputs: tuple[Array, ...], gradients: Float[Array, "C T H E"], *, size: int) -> tuple[Array, ...]:
-    """C gradients of `_attend_row` pulled back to queries, keys and values: [C, T, H, E] and twice [C, S, K, E]."""
+def _pull_row(
+    inputs: tuple[Array, ...], mixed: Float[Array, "T H E"], gradients: Float[Array, "C T H E"], *, size: int
+) -> tuple[Array, ...]:
+    """C gradients of `_attend_row` pulled back to queries, keys and values: [C, T, H, E] and twice [C, S, K, E].
+
+    `mixed`: what it has returned.
+    """
     queries, keys, values = inputs[:3]
     valid = inputs[3] if len(inputs) > 3 else None
     count, of_queries, of_keys, of_values = keys.shape[1], [], None, None
-    grouped, of_mixed = _by_group(queries, count), jax.vmap(_by_group, in_axes=(0, None))(gradients, count)
+    ones = jnp.ones((queries.shape[-1], 1))
+    along = jnp.matmul(gradients.astype(jnp.float32) * mixed, ones)  # faster than a sum on the CPU
+    by_group = jax.vmap(_by_group, in_axes=(0, None))
+    grouped, of_mixed, along = _by_group(queries, count), by_group(gradients, count), by_group(along, count)
     given = (keys.transpose(1, 0, 2), keys.transpose(1, 2, 0), values.transpose(1, 2, 0))
     for block in reversed(_blocks(queries.shape[0], keys.shape[0], size, valid)):
-        of_flat = jax.vmap(_flat, in_axes=(0, None))(of_mixed, block)
-        to_queries, to_keys, to_values = _pull_block(_flat(grouped, block), *given, of_flat, block)
+        several = (jax.vmap(_flat, in_axes=(0, None))(leaf, block) for leaf in (of_mixed, along))
+        to_queries, to_keys, to_values = _pull_block(_flat(grouped, block), *given, *several, block)
         of_queries.insert(0, to_queries.reshape(*of_mixed.shape[:3], block.size, -1))
         of_keys = to_keys if of_keys is None else of_keys.at[..., : block.end].add(to_keys)
         of_values = to_values if of_values is None else of_values.at[..., : block.end].add(to_values)
@@ -114,28 +132,30 @@ def _pull_block(
     keys_across: Float[Array, "K E S"],
     values_across: Float[Array, "K E S"],
     gradients: Float[Array, "C K Q E"],
+    along: Float[Array, "C K Q 1"],
     block: "_Block",
 ) -> tuple[Float[Array, "C K Q E"], Float[Array, "C K E end"], Float[Array, "C K E end"]]:
     """`_pull_row` of one block, to the keys and values before its end; the sums over queries in float32.
 
-    With P the softmax of the logits and dP the gradient times values, that of the logits is P (dP - sum(P dP)).
+    With P the softmax of the logits and dP the gradient times values, that of the logits is P (dP - sum(P dP)), and
+    the sum, here `along`, is the gradient times the output (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
     """
     dtype, product = queries.dtype, functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     weights, total = _weights(queries, keys_across, block)
     weights = (weights / total).reshape(*queries.shape[:2], block.end)
     narrow, queries_across = weights.astype(dtype), queries.transpose(0, 2, 1)
 
-    def pull(gradient: Array) -> tuple[Array, Array, Array]:
+    def pull(one: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        gradient, along = one
         of_weights = product(gradient, values_across[:, :, : block.end])
-        mean = jnp.matmul(weights * of_weights, jnp.ones((block.end, 1)))  # faster than a sum on the CPU
-        of_logits = (weights * (of_weights - mean) * (queries.shape[-1] ** -0.5)).astype(dtype)
+        of_logits = (weights * (of_weights - along) * (queries.shape[-1] ** -0.5)).astype(dtype)
         # The wide operand stands last in these: the other order would transpose it on the CPU.
         across = product(queries_across, of_logits), product(gradient.transpose(0, 2, 1), narrow)
         return jnp.matmul(of_logits, keys[:, : block.end]), *across
 
     if len(gradients) == 1:
-        return jax.tree.map(lambda leaf: leaf[None], pull(gradients[0]))
-    return jax.lax.map(pull, gradients)
+        return jax.tree.map(lambda leaf: leaf[None], pull((gradients[0], along[0])))
+    return jax.lax.map(pull, (gradients, along))
 
 
 class _Block(NamedTuple):

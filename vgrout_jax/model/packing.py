@@ -95,7 +95,7 @@ def attend(
     both = (jnp.concatenate(pair, axis=1) for pair in zip(earlier, rows[1:], strict=True))
     readable = jnp.arange(earlier[0].shape[1]) < packing.before[:, None]
     valid = jnp.concatenate([readable, jnp.ones(rows[0].shape[:2], bool)], axis=1)
-    return checkpoint_name(pack(attending.attend_causally(rows[0], *both, valid), packing), "product")
+    return pack(attending.attend_causally(rows[0], *both, valid), packing)
 
 
 def _over(mask: Array, leaf: Array) -> Array:

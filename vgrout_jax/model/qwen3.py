@@ -168,8 +168,7 @@ def _attend(config: Qwen3Config, queries: Array, keys: Array, values: Array, att
     if config.attention in attending.CUDNN and attention.valid is None:
         return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
     by_rows = config.attention == "rows"
-    mixed = attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
-    return checkpoint_name(mixed, "product")  # of cuDNN's, `_keep_products` keeps what the kernel itself put out
+    return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
 
 
 def _attend_behind(
