@@ -29,14 +29,14 @@ class LossStats:
             whose ratio was cut down to 1 (`truncated`).
         kl: [n] float32, mean of exp(delta) - delta - 1 in nats, or None where there is no reference.
         tokens: [n] int32, completion tokens that count in the loss.
-        logprobs: [n, T] float32, of the policy that trains, 0 at tokens that do not count.
+        logprobs: [n, T] float32, of the policy that trains, 0 at tokens that do not count; None once they are read.
     """
 
     ratio: jax.Array
     clip_fraction: jax.Array
     kl: jax.Array | None
     tokens: jax.Array
-    logprobs: jax.Array
+    logprobs: jax.Array | None
 
     @classmethod
     def of_nothing(cls, rows: int, tokens: int, *, kl: bool) -> "LossStats":

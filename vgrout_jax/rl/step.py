@@ -89,7 +89,7 @@ def build_step(config: Config, model: qwen3.Qwen3Config, optimizer: optax.Gradie
             gate=gated,
             advantages=row.advantages,
             live=row.live,
-            losses=stats,
+            losses=stats.replace(logprobs=None),  # those of the policy that sampled are below
             logprobs=jnp.where(same[:, None], stats.logprobs, jnp.where(known[:, None], old_logprobs, 0.0)),
             recomputed=(same & row.live) | known,
             probe=gradients.astype(jnp.bfloat16) if routed else None,
