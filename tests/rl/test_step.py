@@ -1,9 +1,7 @@
 """The two-pass step: masks per rollout, ratios, invariances, and what the compiled program holds."""
 
 import contextlib
-import dataclasses
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,53 +10,17 @@ import optax
 import pytest
 
 from tests import tiny
+from tests.rl.stepping import CONFIGS, compiled, key, make_config, make_row, routing_for, run_step
 from vgrout_jax import sharding
 from vgrout_jax.model import lora2r, padding, policy
 from vgrout_jax.rl import grpo, optim, reading
-from vgrout_jax.rl.passes import Passes, Row
-from vgrout_jax.rl.state import Batch, initial_state
+from vgrout_jax.rl.state import initial_state
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction, gate
 
 LABELS = jnp.array(
     [gate.CLEAN, gate.MID, gate.HACK, gate.HACK, gate.MID, gate.CLEAN, gate.HACK, gate.CLEAN], jnp.int32
 )
-
-
-def make_row(config, batch: Batch) -> Row:
-    shape = (config.rollout.prompts, config.rollout.group_size)
-    advantages, live = grpo.group_advantages(batch.rewards.reshape(shape), unbiased=config.grpo.unbiased)
-    return Row(batch, advantages.reshape(-1), jnp.repeat(live, shape[1]))
-
-
-@functools.cache
-def compiled(settings: str):
-    """The jitted pass 2 and the jitted step of a configuration, given as `key(config)`; compiled once a module."""
-    config = CONFIGS[settings]
-    optimizer = optim.make_optimizer(config.optim, config.train.steps)
-    passes = Passes(config, tiny.model(), tiny.mesh())
-    return (
-        jax.jit(passes.masked_gradient),
-        build_step(config, tiny.model(), optimizer, tiny.mesh()),
-        optimizer,
-    )
-
-
-CONFIGS = {}
-
-
-def key(config) -> str:
-    settings = json.dumps(config.to_dict(), sort_keys=True)
-    CONFIGS[settings] = config
-    return settings
-
-
-def make_config(**sections):
-    """All terms of the loss, and the probe's gradients among the metrics."""
-    settings = {"loss": {"kl_coefficient": 0.1}, "log": {"gradients": True}}
-    for name, fields in sections.items():
-        settings[name] = {**settings.get(name, {}), **fields}
-    return tiny.config(**settings)
 
 
 def gradient_of(config, frozen, deltas, labels, batch=None, old=None):
@@ -214,22 +176,6 @@ def test_padding_changes_nothing(frozen, deltas):
     np.testing.assert_allclose(metrics.gradient_norm, padded.gradient_norm, rtol=1e-4)
 
 
-def routing_for(frozen, seed=2):
-    """A direction with bands that spread the tiny batch over the zones."""
-    modules = 7 * tiny.model().num_layers
-    v = direction.haar_direction(jax.random.key(seed), modules, tiny.RANK)
-    edge = jnp.zeros(modules)
-    bands = direction.Bands(edge, edge + 0.1, edge + 0.1, jnp.ones(modules, bool), jnp.int32(modules))
-    return direction.Routing(v, bands)
-
-
-def run_step(config, frozen, deltas, batch=None, *, seed=0):
-    _, step, optimizer = compiled(key(config))
-    routing = routing_for(frozen) if config.gate.kind == "route" else None
-    state = tiny.state(jax.tree.map(jnp.copy, deltas), optimizer)
-    return step(state, frozen, routing, tiny.batch() if batch is None else batch, jax.random.key(seed))
-
-
 def test_step_labels_all_zones_and_follows_the_gate(frozen, deltas):
     config = make_config(gate={"probe_policy": "full"})
     _, metrics = run_step(config, frozen, deltas)
@@ -317,79 +263,6 @@ def test_zero_advantage_row_trains_as_clean_through_kl(frozen, deltas):
     labels, scored = np.asarray(metrics.gate.labels), np.asarray(metrics.gate.scored)
     assert not scored[[0, 3]].any() and (labels[[0, 3]] == gate.CLEAN).all() and scored[[1, 2]].all()
     assert np.asarray(metrics.live)[:4].all() and not np.asarray(metrics.live)[4:].any()
-
-
-def sampled_logprobs(frozen, deltas, batch):
-    """log pi of the policy that sampled each row, the teacher's rows by the full one, as a plain forward gives it."""
-    return policy.completion_logprobs(
-        tiny.model(),
-        frozen.base,
-        batch.tokens,
-        batch.valid,
-        completion_length=tiny.NEW_TOKENS,
-        chunk=64,
-        adapter=lora2r.Adapter(frozen.init, deltas),
-        route=lora2r.Route(batch.quarantine_sampled),
-    )
-
-
-POLICIES = [("route", "full"), ("route", "ablated"), ("mid", "ablated")]
-
-
-@pytest.mark.parametrize("kind,probe_policy", POLICIES)
-def test_old_logprobs_are_those_of_the_policy_that_sampled(frozen, deltas, kind, probe_policy):
-    config = make_config(gate={"kind": kind, "probe_policy": probe_policy})
-    batch = tiny.batch()
-    _, metrics = run_step(config, frozen, deltas, batch)
-    expected = sampled_logprobs(frozen, deltas, batch)
-    known, mask = np.asarray(metrics.recomputed), np.asarray(batch.completion_mask)
-    trained_full = np.asarray(metrics.gate.labels) != gate.CLEAN
-    differs = trained_full != np.asarray(batch.quarantine_sampled)
-    assert differs.any() and known[np.asarray(metrics.live)].all()
-    chosen = known[:, None] & mask
-    np.testing.assert_allclose(np.asarray(metrics.logprobs)[chosen], np.asarray(expected)[chosen], atol=1e-5)
-    ratios = np.asarray(metrics.losses.ratio)
-    np.testing.assert_allclose(ratios[~differs], 1.0, atol=1e-6)
-    assert np.abs(ratios[differs & np.asarray(metrics.live)] - 1).min() > 1e-4
-
-
-@pytest.mark.parametrize("taught", [False, True])
-@pytest.mark.parametrize("kind,probe_policy", POLICIES)
-def test_the_sampler_s_logprobs_serve_where_it_drew_from_the_policy(frozen, deltas, kind, probe_policy, taught):
-    """At temperature 1, untruncated: half as probable at every token, a row that needs them has twice the ratio.
-
-    The teacher's rows, one of them clean, have none; a forward pass reads them under the full policy.
-    """
-    teacher = np.tile([False, taught, False, False], tiny.PROMPTS)
-    rewards = [3.5, 1.0, 0.5, 0.0, 0.0, 3.5, 0.5, 3.5]
-    batch = tiny.batch(rewards=rewards).replace(taught=jnp.asarray(teacher))
-    settings = {"gate": {"kind": kind, "probe_policy": probe_policy}, "teacher": {"per_prompt": int(taught)}}
-    _, expected = run_step(make_config(**settings), frozen, deltas, batch)
-    drawn = jnp.where(teacher[:, None], jnp.nan, sampled_logprobs(frozen, deltas, batch))
-    config = make_config(**settings, rollout={"temperature": 1.0, "top_p": 1.0})
-    _, metrics = run_step(config, frozen, deltas, batch.replace(sampler_logprobs=drawn))
-    np.testing.assert_allclose(metrics.losses.ratio, expected.losses.ratio, rtol=1e-5)
-    _, halved = run_step(config, frozen, deltas, batch.replace(sampler_logprobs=drawn - np.log(2)))
-    served = ~np.asarray(metrics.recomputed)
-    differs = (np.asarray(metrics.gate.labels) != gate.CLEAN) != np.asarray(batch.quarantine_sampled)
-    probed = (np.asarray(batch.quarantine_sampled) == (probe_policy == "full")) & (kind == "route")
-    np.testing.assert_array_equal(served, differs & ~(probed & (np.asarray(metrics.advantages) != 0)) & ~teacher)
-    assert served.any() and np.isfinite(metrics.losses.ratio).all()
-    assert (teacher & differs & ~probed).any() == (taught and kind == "route" and probe_policy == "ablated")
-    np.testing.assert_allclose(halved.losses.ratio, np.where(served, 2, 1) * metrics.losses.ratio, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("rollout", "dtype"), [({"temperature": 0.9}, "float32"), ({"top_k": 3}, "float32"), ({}, "bfloat16")]
-)
-def test_the_sampler_s_logprobs_serve_nowhere_else(frozen, deltas, rollout, dtype):
-    """`tiny.batch` has none: what reads them is not a number."""
-    config = make_config(gate={"kind": "mid"}, rollout={"temperature": 1.0, "top_p": 1.0, **rollout})
-    model = dataclasses.replace(tiny.model(), dtype=jnp.dtype(dtype))
-    assert not Passes(config, model, tiny.mesh()).sampler_serves
-    if dtype == "float32":
-        _, metrics = run_step(config, frozen, deltas)
-        assert np.isfinite(metrics.losses.ratio).all() and metrics.recomputed.all()
 
 
 def test_pinned_clean_never_touches_the_quarantine(frozen):
