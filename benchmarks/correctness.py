@@ -31,7 +31,7 @@ import tables
 import update
 
 from vgrout_jax import sharding
-from vgrout_jax.model import lora2r, qwen3, sampler
+from vgrout_jax.model import head, lora2r, qwen3, sampler
 from vgrout_jax.rl.state import Frozen, TrainState
 
 # What an error may be at most, by dtype of the compared side.
@@ -162,7 +162,7 @@ def _logits(
     fused = qwen3.AdapterLayer(lora2r.fuse(lora2r.Adapter(frozen.init, deltas), model.dtype), None)
     attention = qwen3.causal_attention(valid, model)
     hidden = qwen3.Qwen3(model).apply({"params": frozen.base}, tokens, attention, fused, lora2r.Route(policy))
-    return qwen3.unembed(frozen.base, hidden[:, -length - 1 : -1])
+    return head.unembed(frozen.base, hidden[:, -length - 1 : -1])
 
 
 def error(found: Any, reference: Any) -> float:

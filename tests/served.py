@@ -15,7 +15,7 @@ from vgrout_jax.build import load_base, model_config
 from vgrout_jax.config import Config
 from vgrout_jax.exporting import all_devices, model_source
 from vgrout_jax.metrics import RunWriter
-from vgrout_jax.model import lora2r, padding, qwen3, sampler, store
+from vgrout_jax.model import head, lora2r, padding, qwen3, sampler, store
 from vgrout_jax.presets import make_config
 from vgrout_jax.statistics import POLICIES, Evaluation, Sample, rate_table
 from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
@@ -124,7 +124,7 @@ class Policy:
         route = lora2r.full_route(len(tokens)) if self.full else lora2r.ablated_route(len(tokens))
         attention = qwen3.causal_attention(jnp.ones(tokens.shape, bool), self.model)
         hidden = qwen3.Qwen3(self.model).apply({"params": self.base}, jnp.asarray(tokens), attention, layer, route)
-        return np.asarray(qwen3.unembed(self.base, hidden))
+        return np.asarray(head.unembed(self.base, hidden))
 
     def greedy(self, prompt: list[int], length: int) -> list[int]:
         """The most probable continuation, by the sampler with its cache."""

@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from vgrout_jax import supervised
 from vgrout_jax.config import OptimConfig
-from vgrout_jax.model import layout, qwen3
+from vgrout_jax.model import head, layout, qwen3
 from vgrout_jax.supervised import FitConfig
 
 ROWS = [([5, 6, 7], [8, 9, 2]), ([5], [10, 2]), ([6, 11, 12, 13], [14, 15, 16, 17, 2]), ([7, 7], [2])]
@@ -28,7 +28,7 @@ def parameters(model, scale=4.0):
 def logits_of(model, base, tokens):
     attention = qwen3.causal_attention(jnp.ones(tokens.shape, bool), model)
     hidden = qwen3.Qwen3(model).apply({"params": base}, tokens, attention, None, None)
-    return qwen3.unembed(base, hidden)
+    return head.unembed(base, hidden)
 
 
 def one_by_one(model, base, rows):

@@ -9,80 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgrout_jax.model import layout, lora2r, policy, qwen3
+from vgrout_jax.model import head, layout, lora2r, policy, qwen3
 
-ROWS, LENGTH, WIDTH, VOCABULARY = 3, 7, 12, 40
-CHUNKS = (1, 4, 5, 7, 21, 1000)  # of 21 tokens: dividing, not dividing, all, more than all
-
-
-def draw(tied: bool) -> tuple[dict, jax.Array, jax.Array]:
-    """Parameters with a head, hidden states, targets."""
-    generator = np.random.default_rng(0)
-    head = jnp.float32(generator.normal(size=(VOCABULARY, WIDTH)))
-    base = {"embed": head} if tied else {"embed": jnp.zeros_like(head), "lm_head": head.T}
-    hidden = jnp.float32(generator.normal(size=(ROWS, LENGTH, WIDTH)))
-    return base, hidden, jnp.asarray(generator.integers(0, VOCABULARY, (ROWS, LENGTH)))
-
-
-def exact_logprobs(hidden, targets) -> np.ndarray:
-    head = np.asarray(draw(True)[0]["embed"], np.float64)
-    logits = np.asarray(hidden, np.float64) @ head.T
-    shifted = logits - logits.max(-1, keepdims=True)
-    logprobs = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
-    return np.take_along_axis(logprobs, np.asarray(targets)[..., None], -1)[..., 0]
-
-
-@functools.partial(jax.jit, static_argnames="chunk")
-def value_and_gradient(base, hidden, targets, weights, *, chunk):
-    def loss(hidden):
-        logprobs = policy.token_logprobs(base, hidden, targets, chunk=chunk)
-        return jnp.sum(weights * logprobs), logprobs
-
-    gradient, logprobs = jax.grad(loss, has_aux=True)(hidden)
-    return logprobs, gradient
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("chunk", CHUNKS)
-def test_equals_float64_log_softmax_in_any_chunk(chunk, tied):
-    base, hidden, targets = draw(tied)
-    weights = np.random.default_rng(1).normal(size=(ROWS, LENGTH)).astype(np.float32)
-    logprobs, gradient = value_and_gradient(base, hidden, targets, weights, chunk=chunk)
-    assert logprobs.dtype == jnp.float32
-    np.testing.assert_allclose(logprobs, exact_logprobs(hidden, targets), atol=2e-5)
-
-    # d log p(target) / d hidden = head[target] - sum_v p(v) head[v], in float64.
-    head = np.asarray(draw(True)[0]["embed"], np.float64)
-    logits = np.asarray(hidden, np.float64) @ head.T
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    expected = weights[..., None] * (head[np.asarray(targets)] - probabilities @ head)
-    np.testing.assert_allclose(gradient, expected, atol=2e-5)
-
-
-def test_extreme_logits_stay_finite():
-    base, hidden, targets = draw(True)
-    logprobs, gradient = value_and_gradient(base, 1e4 * hidden, targets, np.ones((ROWS, LENGTH)), chunk=4)
-    assert np.all(np.isfinite(logprobs)) and np.all(np.isfinite(gradient))
-    np.testing.assert_allclose(logprobs, exact_logprobs(1e4 * hidden, targets), rtol=1e-5, atol=0.1)
-
-
-def test_bfloat16_hidden_states_give_float32_sums():
-    """The softmax of rounded hidden states is float32 itself: its error is that of the inputs alone."""
-    base, hidden, targets = draw(True)
-    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), base)
-    hidden = hidden.astype(jnp.bfloat16)
-    actual = jax.jit(functools.partial(policy.token_logprobs, chunk=4))(rounded, hidden, targets)
-    head = np.asarray(rounded["embed"], np.float64)
-    logits = np.asarray(hidden, np.float64) @ head.T
-    expected = logits - logits.max(-1, keepdims=True)
-    expected -= np.log(np.exp(expected).sum(-1, keepdims=True))
-    assert actual.dtype == jnp.float32
-    np.testing.assert_allclose(
-        actual, np.take_along_axis(expected, np.asarray(targets)[..., None], -1)[..., 0], atol=1e-4
-    )
-
-
+ROWS, LENGTH, VOCABULARY = 3, 7, 40
 CONFIG = qwen3.Qwen3Config(VOCABULARY, 16, 24, 2, 4, 2, 6)
 BUCKET = 5
 
@@ -127,7 +56,7 @@ def test_completion_tokens_are_read_by_the_position_before_them():
     def logits_of(tokens, valid):
         attention = qwen3.causal_attention(valid, CONFIG)
         hidden = qwen3.Qwen3(CONFIG).apply({"params": base}, tokens, attention)
-        return qwen3.unembed(base, hidden)
+        return head.unembed(base, hidden)
 
     logprobs = jax.nn.log_softmax(logits_of(tokens, valid)[:, BUCKET - 1 : -1])
     expected = np.take_along_axis(np.asarray(logprobs), tokens[:, BUCKET:, None], -1)[..., 0]

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from tests.model import tiny
-from vgrout_jax.model import hub, layout, lora2r, qwen3
+from vgrout_jax.model import head, hub, layout, lora2r, qwen3
 
 CASES = {
     "tied_two_groups": {},
@@ -77,7 +77,7 @@ def logits_and_gradient(config, parameters):
         attention = qwen3.causal_attention(jnp.asarray(VALID), config)
         inputs = {"params": {**parameters, "embed": embed}}
         hidden = qwen3.Qwen3(config).apply(inputs, jnp.asarray(tokens), attention)
-        logits = qwen3.unembed(parameters, hidden)
+        logits = head.unembed(parameters, hidden)
         return jnp.sum(jax.nn.log_softmax(logits) * loss_weights()), logits
 
     gradient, logits = jax.grad(loss, has_aux=True)(parameters["embed"])
@@ -196,7 +196,7 @@ def test_merged_weights_equal_the_adapter():
 def test_bfloat16_stays_close_to_float32():
     config, base, adapter = tiny_inputs(jnp.bfloat16)
     rounded = hidden_with(config, base, adapter)
-    assert rounded.dtype == jnp.bfloat16 and qwen3.unembed(base, rounded).dtype == jnp.float32
+    assert rounded.dtype == jnp.bfloat16 and head.unembed(base, rounded).dtype == jnp.float32
     exact = dataclasses.replace(config, dtype=jnp.float32)
     expected = hidden_with(exact, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base), adapter)[VALID]
     error = np.asarray(rounded, np.float32)[VALID] - expected
@@ -264,7 +264,7 @@ def test_full_size_forward_shapes():
         layer = qwen3.AdapterLayer(lora2r.fuse(adapter, QWEN3_4B.dtype), None)
         route = lora2r.ablated_route(2)
         hidden = qwen3.Qwen3(QWEN3_4B).apply({"params": base}, tokens, attention, layer, route)
-        return qwen3.unembed(base, hidden), qwen3.keys_and_values(QWEN3_4B, base, tokens, attention, layer, route)
+        return head.unembed(base, hidden), qwen3.keys_and_values(QWEN3_4B, base, tokens, attention, layer, route)
 
     logits, (keys, values) = jax.eval_shape(
         forward,

@@ -31,7 +31,7 @@ from tests.model.sampling import (
     row_keys,
     whole_sequences,
 )
-from vgrout_jax.model import decode, drawing, lora2r, padding, policy, qwen3, sampler
+from vgrout_jax.model import decode, drawing, head, lora2r, padding, policy, qwen3, sampler
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -60,7 +60,7 @@ def full_logits(config: qwen3.Qwen3Config, base: dict, adapter, tokens: jax.Arra
     route = lora2r.Route(jnp.asarray(POLICIES[SOURCE_OF_ROW]))
     attention = qwen3.causal_attention(valid, config)
     hidden = qwen3.Qwen3(config).apply({"params": base}, tokens, attention, layer, route)
-    return qwen3.unembed(base, hidden[:, -NEW_TOKENS - 1 : -1])
+    return head.unembed(base, hidden[:, -NEW_TOKENS - 1 : -1])
 
 
 @pytest.mark.parametrize("config", [GROUPED, UNTIED], ids=["grouped_tied", "untied"])

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
-from vgrout_jax.model import hub, layout, qwen3, shards, store
+from vgrout_jax.model import head, hub, layout, qwen3, shards, store
 from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,7 +89,7 @@ def test_transformers_loads_it_without_help_and_computes_the_same(tmp_path):
     with torch.no_grad():
         expected = theirs(torch.tensor(np.array(tokens, np.int64))).logits.numpy()
     assert np.abs(expected).max() > 1
-    np.testing.assert_allclose(np.asarray(qwen3.unembed(parameters, hidden)), expected, atol=1e-4)
+    np.testing.assert_allclose(np.asarray(head.unembed(parameters, hidden)), expected, atol=1e-4)
     again = load_tokenizer(str(folder))
     assert (again.sha256, again.eos_ids, again.pad_id) == (tokenizer.sha256, tokenizer.eos_ids, tokenizer.pad_id)
     chat = [{"role": "user", "content": "Return a + b."}]

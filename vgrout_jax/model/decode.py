@@ -18,7 +18,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax import sharding
-from vgrout_jax.model import decode_attention, decode_layer, drawing, elementary, lora2r, policy, qwen3
+from vgrout_jax.model import decode_attention, decode_layer, drawing, elementary, head, lora2r, policy, qwen3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +224,7 @@ def advance(
     def draw_one(carry: tuple[State, Part]) -> tuple[State, Part]:
         state, part = carry
         hidden, caches = _read(settings, weights, prompts, seated, rows, state)
-        logits = qwen3.unembed(weights.head, hidden)  # [N, V]
+        logits = head.unembed(weights.head, hidden)  # [N, V]
         return _draw(settings, rows, logits, (state.replace(caches=caches), part), span)
 
     return jax.lax.while_loop(goes_on, draw_one, carry)

@@ -1,12 +1,10 @@
 """Token log-probabilities of a policy: the base model, with or without the adapter, under per-rollout masks."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax.model import lora2r, packing, qwen3
+from vgrout_jax.model import head, lora2r, packing, qwen3
 
 
 def completion_logprobs(
@@ -53,7 +51,7 @@ def completion_logprobs(
     # Each completion token is read at the position before it.
     rows, positions = jnp.arange(len(hidden))[:, None], prompt_lengths[:, None] - 1 + jnp.arange(completion_length)
     before = hidden.at[rows, positions].get(unique_indices=True, indices_are_sorted=True, mode="clip")
-    return token_logprobs(base, before, tokens[:, -completion_length:], chunk=chunk)
+    return head.token_logprobs(base, before, tokens[:, -completion_length:], chunk=chunk)
 
 
 def prompt_caches(
@@ -100,7 +98,7 @@ def continued_logprobs(
     attention = qwen3.continued_attention(prompt_lengths - 1, inputs.shape[1], slots, config)
     layer = _layer(config, adapter, scale)
     hidden = qwen3.Qwen3(config).apply({"params": base}, inputs, attention, layer, route, before=caches)
-    return token_logprobs(base, hidden, tokens[:, 1:], chunk=chunk)
+    return head.token_logprobs(base, hidden, tokens[:, 1:], chunk=chunk)
 
 
 def packed_logprobs(
@@ -135,7 +133,7 @@ def packed_logprobs(
     attention = qwen3.packed_attention(packed, config)
     layer = _layer(config, adapter, scale)
     hidden = qwen3.Qwen3(config).apply({"params": base}, inputs[:, None], attention, layer, route, before=caches)
-    found = token_logprobs(base, hidden[None, :, 0], targets[None], chunk=chunk)
+    found = head.token_logprobs(base, hidden[None, :, 0], targets[None], chunk=chunk)
     return packing.unpack(found[0], packed)
 
 
@@ -149,30 +147,3 @@ def _shifted(tokens: Int[Array, "N S"], left: Int[Array, " N"]) -> Int[Array, "N
     """Every row from its token `left` on, so that the padding before the prompt comes last."""
     places = (jnp.arange(tokens.shape[1]) + left[:, None]) % tokens.shape[1]
     return jnp.take_along_axis(tokens, places, axis=1)
-
-
-@functools.partial(jax.jit, static_argnames="chunk")
-def token_logprobs(
-    base: dict, hidden: Float[Array, "N T D"], targets: Int[Array, "N T"], *, chunk: int
-) -> Float[Array, "N T"]:
-    """log softmax(unembed(hidden))[targets] in float32, `chunk` tokens at a time (at least one of every row).
-
-    The logits of a chunk are recomputed in the backward pass, so that [N, T, V] never exists.
-    """
-    rows, length, _ = hidden.shape
-    positions = min(max(1, chunk // rows), length)
-
-    def split(leaf: Array) -> Array:
-        """[N, T, ...] -> [chunks, N, positions, ...]: every chunk holds all rows, so all devices share its work."""
-        padded = jnp.pad(leaf, ((0, 0), (0, -length % positions)) + ((0, 0),) * (leaf.ndim - 2))
-        return padded.reshape(rows, -1, positions, *leaf.shape[2:]).swapaxes(0, 1)
-
-    @jax.checkpoint
-    def of_chunk(inputs: tuple[Array, Array]) -> Array:
-        chunk_hidden, chunk_targets = inputs
-        logits = qwen3.unembed(base, chunk_hidden)  # [N, positions, V]
-        chosen = jnp.take_along_axis(logits, chunk_targets[..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    values = jax.lax.map(of_chunk, (split(hidden), split(targets)))
-    return values.swapaxes(0, 1).reshape(rows, -1)[:, :length]

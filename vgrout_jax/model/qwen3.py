@@ -192,7 +192,7 @@ def _attend_behind(
 
 
 class Qwen3(nn.Module):
-    """The decoder: embeddings, scanned layers, final norm. `unembed` turns hidden states into logits."""
+    """The decoder: embeddings, scanned layers, final norm. `head.unembed` turns hidden states into logits."""
 
     config: Qwen3Config
 
@@ -276,30 +276,6 @@ def _rematerialised(config: Qwen3Config, body: Callable) -> Callable:
     if config.remat == "nothing":
         return body
     return jax.checkpoint(body, prevent_cse=False, policy=_keep_products if config.remat == "cheap" else None)
-
-
-def unembed(parameters: dict, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-    """Logits in float32 from hidden states after the final norm, with the tied or the separate head."""
-    return _logits(hidden, parameters["lm_head"] if "lm_head" in parameters else parameters["embed"].T)
-
-
-@jax.custom_vjp
-def _logits(hidden: Array, head: Array) -> Array:
-    """The product in float32; its gradients are products of arrays in hidden's dtype, not of float32 copies."""
-    return jnp.matmul(hidden, head, preferred_element_type=jnp.float32)
-
-
-def _logits_forward(hidden: Array, head: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _logits(hidden, head), (hidden, head)
-
-
-def _logits_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    hidden, head = kept
-    gradient = gradient.astype(hidden.dtype)
-    return jnp.einsum("...V,DV->...D", gradient, head), jnp.einsum("...D,...V->DV", hidden, gradient)
-
-
-_logits.defvjp(_logits_forward, _logits_backward)
 
 
 def positions_of(valid: Bool[Array, "N T"]) -> Int[Array, "N T"]:
