@@ -134,13 +134,15 @@ def _generation(arm: Arm, batch: Batch, cost: timing.Cost, roof: roofline.Roof, 
     prompts = arm.prompts.valid.sum(axis=1)
     lengths = batch.completion_mask.sum(axis=1)
     prefill = work.prefill_work(shape.model, prompts)
-    decode = work.decode_work(shape.model, shape.rank, prompts, arm.prompts.of_row, lengths)
+    given = (shape.model, shape.rank, prompts, arm.prompts.of_row, lengths)
+    decode, products = work.decode_work(*given), work.generation_products(*given) / roof.flops
     tokens = int(lengths.sum())
     return {
         "cpu_s": cost.cpu,
         "wall_s": cost.running,
         "compiling_s": cost.compiling,
         **(prefill + decode).figures(roof, seconds),
+        "over_products": seconds / products,
         "prefill": prefill.figures(roof),
         "decode": decode.figures(roof),
         "tokens": tokens,

@@ -254,3 +254,20 @@ def decode_work(
     stored = weight_bytes(model) + adapter_weights(model, rank) * jnp.dtype(model.dtype).itemsize
     flops = 2.0 * tokens * (layer_weights(model) + head_weights(model))
     return Work(flops, passes * stored + read * cache_bytes(model))
+
+
+def generation_products(
+    model: qwen3.Qwen3Config, rank: int, prompt_lengths: np.ndarray, of_row: np.ndarray, lengths: np.ndarray
+) -> float:
+    """Operations of all products of prefill and decoding: with weights, of attention and of both the adapter's terms.
+
+    Arguments as of `decode_work`.
+    """
+    prompt_lengths, lengths = (np.asarray(each, np.int64) for each in (prompt_lengths, lengths))
+    adapter = prompt_lengths.sum() * adapter_weights(model, rank, of_prompts=True)
+    adapter += lengths.sum() * adapter_weights(model, rank)
+    of_prompts = np.sum(prompt_lengths * (prompt_lengths + 1) // 2)
+    of_completions = np.sum(lengths * prompt_lengths[of_row] + lengths * (lengths - 1) // 2)
+    pairs = (model.num_layers - 1) * of_prompts + model.num_layers * of_completions
+    weights = prefill_work(model, prompt_lengths) + decode_work(model, rank, prompt_lengths, of_row, lengths)
+    return weights.flops + 2.0 * (2 * adapter + 2 * model.num_heads * model.head_dim * pairs)

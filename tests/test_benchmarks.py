@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -41,38 +42,54 @@ def test_the_floor_counts_a_forward_pass_without_its_attention():
     assert none == 2 * (counted - attention)
 
 
+def one_token(before: int, maps: Sequence[str], *, back: bool, factors: bool, scored: bool = False) -> float:
+    """Operations of a token in a layer, which attends to `before` ones and itself; 0 where it attends to nothing."""
+    model, total = TINY.model, 2 * 2 * TINY.model.num_heads * TINY.model.head_dim * before * (3 if back else 1)
+    for name in maps:
+        inside, outside = model.module_shapes()[name]
+        own = 2 * TINY.rank * (inside + outside)
+        total += 2 * inside * outside * (2 if back else 1) + 2 * own * (4 if back else 2) + 2 * own * factors
+    return total + scored * 2 * model.hidden_size * model.vocab_size * (2 if back else 1)
+
+
+def one_prompt(length: int, **passes: bool) -> float:
+    whole = sum(one_token(place + 1, lora2r.MODULES, **passes) for place in range(length))
+    last = sum(one_token(0, ["k_proj", "v_proj"], **passes) for _ in range(length))
+    return (TINY.model.num_layers - 1) * whole + last
+
+
+def one_completion(before: int, length: int, **passes: bool) -> float:
+    layers = TINY.model.num_layers * sum(one_token(before + i, lora2r.MODULES, **passes) for i in range(length))
+    return layers + length * one_token(0, [], scored=True, **passes)
+
+
+FORWARD, PROBED, TRAINED = (
+    {"back": back, "factors": factors} for back, factors in ((False, False), (True, False), (True, True))
+)
+
+
 def test_every_product_is_counted_once():
     """Token by token, map by map: what none and routeV's probe need of two groups of two."""
     shape = dataclasses.replace(TINY, prompts=2, group=2)
     lengths = work.Lengths(np.array([3, 3, 5, 5]), np.array([2, 4, 1, 3]), group=2)
-    model, heads = shape.model, TINY.model.num_heads * TINY.model.head_dim
-
-    def token(before: int, maps: list[str], *, back: bool, factors: bool, scored: bool = False) -> float:
-        """One token through one layer, which attends to `before` ones and itself; 0 where it attends to nothing."""
-        total = 2 * 2 * heads * before * (3 if back else 1)
-        for name in maps:
-            inside, outside = model.module_shapes()[name]
-            own = 2 * shape.rank * (inside + outside)
-            total += 2 * inside * outside * (2 if back else 1) + 2 * own * (4 if back else 2) + 2 * own * factors
-        return total + scored * 2 * model.hidden_size * model.vocab_size * (2 if back else 1)
-
-    def prompt(length: int, **passes: bool) -> float:
-        whole = sum(token(place + 1, list(lora2r.MODULES), **passes) for place in range(length))
-        last = sum(token(0, ["k_proj", "v_proj"], **passes) for _ in range(length))
-        return (model.num_layers - 1) * whole + last
-
-    def completion(before: int, length: int, **passes: bool) -> float:
-        layers = model.num_layers * sum(token(before + i, list(lora2r.MODULES), **passes) for i in range(length))
-        return layers + length * token(0, [], scored=True, **passes)
-
     rows = list(zip(lengths.prompts, lengths.completions, strict=True))
-    trained = {"back": True, "factors": True}
-    expected = sum(completion(*row, **trained) for row in rows) + prompt(3, **trained) + prompt(5, **trained)
+    expected = (
+        sum(one_completion(*row, **TRAINED) for row in rows) + one_prompt(3, **TRAINED) + one_prompt(5, **TRAINED)
+    )
     assert work.update_products(shape, "none", kl=False, lengths=lengths) == expected
-    forward, probed = {"back": False, "factors": False}, {"back": True, "factors": False}
-    expected += sum(completion(*row, **probed) for row in rows) + prompt(3, **forward) + prompt(5, **forward)
-    expected += sum(prompt(before, **probed) - prompt(before, **forward) for before, _ in rows)
+    expected += (
+        sum(one_completion(*row, **PROBED) for row in rows) + one_prompt(3, **FORWARD) + one_prompt(5, **FORWARD)
+    )
+    expected += sum(one_prompt(before, **PROBED) - one_prompt(before, **FORWARD) for before, _ in rows)
     assert work.update_products(shape, "routeV", kl=False, lengths=lengths, again=0.0) == expected
+
+
+def test_every_product_of_a_generation_is_counted_once():
+    """A prompt once a source, a completion's tokens behind it once a row."""
+    prompts, of_row, lengths = np.array([3, 5]), np.array([0, 1, 1]), np.array([4, 1, 2])
+    expected = one_prompt(3, **FORWARD) + one_prompt(5, **FORWARD)
+    expected += sum(one_completion(prompts[of_row[row]], lengths[row], **FORWARD) for row in range(3))
+    assert work.generation_products(TINY.model, TINY.rank, prompts, of_row, lengths) == expected
 
 
 def test_the_adapter_and_the_cache_are_counted_as_they_are_stored():
