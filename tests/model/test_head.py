@@ -125,6 +125,6 @@ def test_a_nearly_certain_token_has_an_exact_gradient_in_bfloat16():
 def test_a_gradient_costs_two_products_of_the_head():
     """Logits and the way back from them; no logits a second time, no gradient of a frozen head."""
     base, hidden, targets = draw(True)
-    compiled = value_and_gradient.lower(base, hidden, targets, draw_weights(), chunk=1000).compile()
-    product = 2 * ROWS * LENGTH * WIDTH * VOCABULARY
-    assert 2 * product <= compiled.cost_analysis()["flops"] < 2.5 * product
+    compiled = value_and_gradient.lower(base, hidden, targets, draw_weights(), chunk=ROWS).compile()
+    product = 2 * ROWS * WIDTH * VOCABULARY  # of one position; loops over positions are counted once
+    assert 2 * product <= compiled.cost_analysis()["flops"] < 3 * product
