@@ -126,7 +126,8 @@ def _two_forward(*inputs: Array | Packing) -> tuple[Array, tuple]:
         return weights[..., None]
 
     def weighted(part: Array, weights: Array) -> Array:
-        return jnp.where(weights > 0, part.astype(jnp.float32) * weights, 0.0)  # what nobody wrote is any number
+        # What nobody wrote is any number. Zeros in its place would be an array of their own, read in every layer.
+        return jnp.where(weights > 0, part.astype(jnp.float32), weights) * weights
 
     out = weighted(own, share(sums)) + weighted(other, share(their_sums))
     out = checkpoint_name(out.astype(queries.dtype), "product")
