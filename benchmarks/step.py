@@ -34,7 +34,7 @@ from vgrout_jax.model import lora2r, sampler
 from vgrout_jax.rl.state import Batch
 
 COLUMNS = ("cpu_s", "wall_s", "compiling_s", "flop_floor_s", "over_flop_floor", "byte_floor_s", "over_byte_floor")
-MORE = ("over_products", "over_unshared", "tokens_s", "mfu")
+MORE = ("over_products", "over_unshared", "tokens_s", "mfu", "mfu_unshared")
 
 
 class Arm:

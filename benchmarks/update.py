@@ -10,11 +10,12 @@ log-probabilities serve; with KL one forward of the base comes on top. The opera
 every padded position and for half of the rows run again, where it must be ready for that; what was measured is held
 against the tokens that are no padding and the rows that had to be run again.
 
-Model FLOP utilisation counts 4 operations a weight and token for each forward and backward pass, 2 for a forward
-alone, and the adapter's own (6 with its gradient), over the roofline's rate, a prompt once a group where a pass can
-share it. `over_flop_floor` is the time over that of the products with weights, `over_products` over that of all
-products, attention's and the adapter's among them, and `over_unshared` over the first where every prompt is read once
-a rollout instead.
+Model FLOP utilisation (Chowdhery et al. 2022, arXiv 2204.02311, appendix B) counts 4 operations a weight and token
+for each forward and backward pass, 2 for a forward alone, and the adapter's own (6 with its gradient), over the
+roofline's rate: `mfu_unshared` the tokens of all rollouts, as is usual, whatever an implementation saves, and `mfu` a
+prompt once a group where a pass can share it. `over_flop_floor` is the time over that of the products with weights,
+`over_products` over that of all products, attention's and the adapter's among them, and `over_unshared` over the
+first where every prompt is read once a rollout instead.
 """
 
 import argparse
@@ -48,6 +49,7 @@ TIME_COLUMNS = (
     "byte_floor_s",
     "over_byte_floor",
     "mfu",
+    "mfu_unshared",
     "tokens_s",
 )
 
@@ -125,16 +127,19 @@ def figures(
     tokens, passes = lengths.tokens(), {"kl": kl, "again": share_again(shape, arm, batch, metrics)}
     seconds = roof.seconds(cost)
     least = work.update_work(shape, arm, tokens=tokens, **passes)
-    useful = work.update_flops(shape, arm, tokens=tokens, adapter=True, **passes)
+    useful, unshared = (
+        work.update_flops(shape, arm, tokens=each, adapter=True, **passes) for each in (tokens, tokens.alone)
+    )
     products = work.update_products(shape, arm, lengths=lengths, **passes) / roof.flops
-    unshared = work.update_flops(shape, arm, tokens=tokens.alone, **passes) / roof.flops
+    alone = work.update_flops(shape, arm, tokens=tokens.alone, **passes) / roof.flops
     return {
         "cpu_s": cost.cpu,
         "wall_s": cost.running,
         **least.figures(roof, seconds),
         "over_products": seconds / products,
-        "over_unshared": seconds / unshared,
+        "over_unshared": seconds / alone,
         "mfu": useful / (seconds * roof.flops),
+        "mfu_unshared": unshared / (seconds * roof.flops),
         "tokens_s": tokens.read / cost.running,
         "tokens": tokens.read,
         "padding": 1.0 - tokens.read / work.every_position(shape).tokens().read,

@@ -68,7 +68,10 @@ def test_a_wrong_weight_fails_the_check_of_logits_and_of_the_sampler():
 
 def test_targets_are_held_against_what_was_measured(tmp_path):
     routed = {"step": {"wall_s": 41.0}, "peak_gb": 120.0}
-    step = {"arms": {"routeV": routed, "none": {"update": {"mfu": 0.6}}}, "roofline": {"clock": "wall"}}
+    step = {
+        "arms": {"routeV": routed, "none": {"update": {"mfu_unshared": 0.6, "mfu": 0.4}}},
+        "roofline": {"clock": "wall"},
+    }
     step["routeV_over_none"] = {"step_wall_s": 1.2}
     (tmp_path / "step.json").write_text(json.dumps(step))
     (tmp_path / "sampler.json").write_text(json.dumps({"batches": [{"rows": 256, "tok/s": 19_999.0}]}))
@@ -76,6 +79,7 @@ def test_targets_are_held_against_what_was_measured(tmp_path):
     assert rows["decode at batch 256, tokens/s"] == "MISSED"
     assert rows["step of routeV, seconds"] == "MISSED" and rows["step's peak memory, GB"] == "met"
     assert rows["step, routeV over none"] == "met" and rows["update of none, model FLOP utilisation"] == "met"
+    assert rows["the same, prompts counted once a pass: none"] == "MISSED"
     assert rows["update of routeV, likewise"] == rows["decode at batch 64, tokens/s"] == "not measured"
     rows = {row["target"]: row["verdict"] for row in gpu_check.held_against(tmp_path, absolute=False)}
     assert rows["step of routeV, seconds"] == "other machine or shape"
@@ -190,6 +194,7 @@ def test_the_updates_figures_fit_together(checked):
         assert arm["over_flop_floor"] == pytest.approx(arm["cpu_s"] / arm["flop_floor_s"])
         assert arm["flop_floor_s"] * rate < arm["floor"]  # padding is not in it
         assert 0 < arm["padding"] < 0.35 and arm["mfu"] > 1 / arm["over_flop_floor"]
+        assert arm["mfu_unshared"] > max(arm["mfu"], 1 / arm["over_unshared"])
     assert none["run_again"] == 0 <= routed["run_again"] <= 0.5
 
 
