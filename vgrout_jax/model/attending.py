@@ -90,9 +90,9 @@ def _row_alone(attend_row: Callable[..., Array], size: int) -> Callable[..., Arr
 def _attend_row(queries: Array, keys: Array, values: Array, valid: Array | None = None, *, size: int) -> Array:
     """One row, [T, H, E] and twice [S, K, E], in blocks of `size` queries."""
     count = keys.shape[1]
-    grouped, values, keys = _by_group(queries, count), values.transpose(1, 0, 2), keys.transpose(1, 2, 0)
+    grouped, keys, values = _by_group(queries, count), keys.transpose(1, 0, 2), values.transpose(1, 0, 2)
     mixed = []
-    for block in _blocks(queries.shape[0], keys.shape[2], size, valid):
+    for block in _blocks(queries.shape[0], keys.shape[1], size, valid):
         flat, shape = _flat(grouped, block), (count, -1, block.size, grouped.shape[-1])
         weights, total = _weights(flat, keys, block)
         weights = weights.astype(values.dtype).reshape(*flat.shape[:2], block.end)
@@ -115,7 +115,7 @@ def _pull_row(
     along = jnp.matmul(gradients.astype(jnp.float32) * mixed, ones)  # faster than a sum on the CPU
     by_group = jax.vmap(_by_group, in_axes=(0, None))
     grouped, of_mixed, along = _by_group(queries, count), by_group(gradients, count), by_group(along, count)
-    given = (keys.transpose(1, 0, 2), keys.transpose(1, 2, 0), values.transpose(1, 2, 0))
+    given = (keys.transpose(1, 0, 2), values.transpose(1, 0, 2))
     for block in reversed(_blocks(queries.shape[0], keys.shape[0], size, valid)):
         several = (jax.vmap(_flat, in_axes=(0, None))(leaf, block) for leaf in (of_mixed, along))
         to_queries, to_keys, to_values = _pull_block(_flat(grouped, block), *given, *several, block)
@@ -129,8 +129,7 @@ def _pull_row(
 def _pull_block(
     queries: Float[Array, "K Q E"],
     keys: Float[Array, "K S E"],
-    keys_across: Float[Array, "K E S"],
-    values_across: Float[Array, "K E S"],
+    values: Float[Array, "K S E"],
     gradients: Float[Array, "C K Q E"],
     along: Float[Array, "C K Q 1"],
     block: "_Block",
@@ -141,13 +140,13 @@ def _pull_block(
     the sum, here `along`, is the gradient times the output (Dao et al. 2022, arXiv 2205.14135, appendix B.2).
     """
     dtype, product = queries.dtype, functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    weights, total = _weights(queries, keys_across, block)
+    weights, total = _weights(queries, keys, block)
     weights = (weights / total).reshape(*queries.shape[:2], block.end)
     narrow, queries_across = weights.astype(dtype), queries.transpose(0, 2, 1)
 
     def pull(one: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         gradient, along = one
-        of_weights = product(gradient, values_across[:, :, : block.end])
+        of_weights = _with_each(gradient, values, block)
         of_logits = (weights * (of_weights - along) * (queries.shape[-1] ** -0.5)).astype(dtype)
         # The wide operand stands last in these: the other order would transpose it on the CPU.
         across = product(queries_across, of_logits), product(gradient.transpose(0, 2, 1), narrow)
@@ -188,9 +187,14 @@ def _flat(grouped: Float[Array, "K G T E"], block: _Block) -> Array:
     return grouped[:, :, block.start : block.start + block.size].reshape(grouped.shape[0], -1, grouped.shape[-1])
 
 
-def _weights(flat: Array, keys: Float[Array, "K E S"], block: _Block) -> tuple[Array, Array]:
+def _with_each(flat: Array, others: Float[Array, "K S E"], block: _Block) -> Float[Array, "K GQ end"]:
+    """Products in float32 with the keys, or values, that the block may read; neither is transposed for it."""
+    return jnp.einsum("KQE,KSE->KQS", flat, others[:, : block.end], preferred_element_type=jnp.float32)
+
+
+def _weights(flat: Array, keys: Float[Array, "K S E"], block: _Block) -> tuple[Array, Array]:
     """exp(logit - greatest), [K, G, size, end] float32, and its sum over the keys, [K, G, size, 1]."""
-    logits = jnp.matmul(flat, keys[:, :, : block.end], preferred_element_type=jnp.float32)
+    logits = _with_each(flat, keys, block)
     logits = logits.reshape(keys.shape[0], -1, block.size, block.end) * flat.shape[-1] ** -0.5
     logits = jnp.where(block.readable, logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
