@@ -196,6 +196,24 @@ def test_modules_stand_layer_by_layer_in_the_documented_order():
     np.testing.assert_array_equal(half, expected)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 6, 8])
+def test_every_rollout_goes_back_through_its_own_prompt(rows):
+    """Whatever number goes at a time: a linear way back, rollout by rollout."""
+    layers, prompts, tokens, size = 2, 3, 5, 4
+    draw = np.random.default_rng(rows)
+    # What each layer's cache gives to c of layer `l`, prompt by prompt.
+    ways = draw.normal(size=(layers, prompts, layers, tokens, 2 * size)).astype(np.float32)
+    of_caches = jnp.float32(draw.normal(size=(layers, prompts * rows, tokens)))
+
+    def pull(gradients):  # [L, 1, Q, tokens]
+        return ({"q_proj": jnp.einsum("kQt,lQktr->lQr", gradients[:, 0], ways)},)
+
+    found = probe.through_prompts(of_caches, pull, rows)["q_proj"]
+    for row in range(prompts * rows):
+        expected = np.einsum("kt,lktr->lr", of_caches[:, row], ways[:, row // rows])
+        np.testing.assert_allclose(found[:, row], expected, atol=1e-5)
+
+
 def test_bfloat16_points_the_same_way_as_float32():
     """At a realistic width, on an adapter that has moved; also under the cosine that the gate takes."""
     wide = dataclasses.replace(

@@ -10,6 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.model.lora2r import MODULES
 
+_MOST_AT_A_TIME = 4  # gradients that go back through a prompt side by side: more of them outgrow a CPU's cache
+
 
 def probe_gradients(
     loss: Callable[[dict[str, Array]], tuple[Array, Any]], ones: dict[str, Float[Array, "L N TwoR"]]
@@ -36,6 +38,7 @@ def through_prompts(
 
     A prompt is read once, forward; backward every rollout needs a pass of its own through it, since what comes back
     to the prompt's keys and values differs. A rollout's gradient is the sum over its completion and its prompt.
+    As many of a prompt's rollouts go back at a time as divide them and are at most four.
 
     Args:
         of_caches: gradients with respect to what each rollout reads of its prompt, leaves [L, N, ...].
@@ -47,7 +50,8 @@ def through_prompts(
         """[L, Q rows, ...] -> [rows, L, 1, Q, ...]."""
         return jnp.moveaxis(leaf.reshape(leaf.shape[0], 1, -1, rows, *leaf.shape[2:]), 3, 0)
 
-    [of_prompts] = jax.vmap(pull)(jax.tree.map(by_place, of_caches))
+    at_a_time = max(count for count in range(1, _MOST_AT_A_TIME + 1) if rows % count == 0)
+    [of_prompts] = jax.lax.map(pull, jax.tree.map(by_place, of_caches), batch_size=at_a_time)
     gathered = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 2), of_prompts)  # [L, Q, rows, 2r]
     return jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]), gathered)
 
