@@ -112,8 +112,8 @@ TARGETS = (
         "update of none, model FLOP utilisation", "step", _utilisation("none", "mfu_unshared"), 0.5, at_least=True
     ),
     Target("update of routeV, likewise", "step", _utilisation("routeV", "mfu_unshared"), 0.5, at_least=True),
-    Target("the same, prompts counted once a pass: none", "step", _utilisation("none", "mfu"), 0.5, at_least=True),
-    Target("routeV", "step", _utilisation("routeV", "mfu"), 0.5, at_least=True),
+    Target("update of none, prompts counted once a pass", "step", _utilisation("none", "mfu"), 0.5, at_least=True),
+    Target("update of routeV, prompts counted once", "step", _utilisation("routeV", "mfu"), 0.5, at_least=True),
     Target("step of routeV, seconds", "step", lambda f: f["arms"]["routeV"]["step"]["wall_s"], 40.0),
     Target("step's peak memory, GB", "step", lambda f: f["arms"]["routeV"]["peak_gb"], 149.0),
     Target("compilation, cold, seconds", "memory", lambda f: f["compiling_s"], 60.0),

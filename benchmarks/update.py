@@ -127,19 +127,19 @@ def figures(
     tokens, passes = lengths.tokens(), {"kl": kl, "again": share_again(shape, arm, batch, metrics)}
     seconds = roof.seconds(cost)
     least = work.update_work(shape, arm, tokens=tokens, **passes)
-    useful, unshared = (
+    useful, useful_unshared = (
         work.update_flops(shape, arm, tokens=each, adapter=True, **passes) for each in (tokens, tokens.alone)
     )
     products = work.update_products(shape, arm, lengths=lengths, **passes) / roof.flops
-    alone = work.update_flops(shape, arm, tokens=tokens.alone, **passes) / roof.flops
+    unshared = work.update_flops(shape, arm, tokens=tokens.alone, **passes) / roof.flops
     return {
         "cpu_s": cost.cpu,
         "wall_s": cost.running,
         **least.figures(roof, seconds),
         "over_products": seconds / products,
-        "over_unshared": seconds / alone,
+        "over_unshared": seconds / unshared,
         "mfu": useful / (seconds * roof.flops),
-        "mfu_unshared": unshared / (seconds * roof.flops),
+        "mfu_unshared": useful_unshared / (seconds * roof.flops),
         "tokens_s": tokens.read / cost.running,
         "tokens": tokens.read,
         "padding": 1.0 - tokens.read / work.every_position(shape).tokens().read,

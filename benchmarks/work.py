@@ -90,11 +90,17 @@ class Lengths:
 
     def pairs(self) -> Tokens:
         """Pairs of causal attention; a completion's tokens are read from the prompt's last one on."""
-        before, new = self.prompts, self.completions
-        return self._summed(before * (before + 1) // 2, new * before + new * (new - 1) // 2)
+        return self._summed(
+            _own_pairs(self.prompts + 1), self.completions * self.prompts + _own_pairs(self.completions)
+        )
 
     def _summed(self, prompts: np.ndarray, completions: np.ndarray) -> Tokens:
         return Tokens(int(prompts.sum()), int(prompts[:: self.group].sum()), int(completions.sum()))
+
+
+def _own_pairs(length: np.ndarray) -> np.ndarray:
+    """Pairs of a token and one before it."""
+    return length * (length - 1) // 2
 
 
 def every_position(shape: shapes.Shape) -> Lengths:
@@ -185,14 +191,25 @@ def update_products(
     trained, probed, forward, base = update_passes(shape, arm, kl=kl, again=again)
     tokens, pairs = (each if shape.shared else each.alone for each in (lengths.tokens(), lengths.pairs()))
     model, passes = shape.model, trained + probed + forward
-    prompts, completions = _runs(tokens, 2 * passes, 3 * trained, 2 * probed)
-    adapter = prompts * adapter_weights(model, shape.rank, of_prompts=True)
-    adapter += completions * adapter_weights(model, shape.rank)
-    prompts, completions = _runs(pairs, passes + base, 2 * trained, 2 * probed)
-    heads = model.num_heads * model.head_dim
-    attention = 2 * heads * ((model.num_layers - 1) * prompts + model.num_layers * completions)
+    adapted = _runs(tokens, 2 * passes, 3 * trained, 2 * probed)
+    attended = _runs(pairs, passes + base, 2 * trained, 2 * probed)
     weights = update_flops(shape, arm, kl=kl, tokens=lengths.tokens(), again=again)
-    return weights + 2.0 * (adapter + attention)
+    return weights + _beside_weights(model, shape.rank, adapted, attended)
+
+
+def _beside_weights(
+    model: qwen3.Qwen3Config, rank: int, tokens: tuple[float, float], pairs: tuple[float, float]
+) -> float:
+    """Operations of the adapter's and of attention's products.
+
+    Args:
+        model, rank: what runs.
+        tokens: of prompts and of completions, as often as the adapter's weights are multiplied with them.
+        pairs: of attention likewise, as often as its two products are needed.
+    """
+    adapter = tokens[0] * adapter_weights(model, rank, of_prompts=True) + tokens[1] * adapter_weights(model, rank)
+    attention = (model.num_layers - 1) * pairs[0] + model.num_layers * pairs[1]
+    return 2.0 * (adapter + 2 * model.num_heads * model.head_dim * attention)
 
 
 def _runs(tokens: Tokens, forward: float, back: float, probed_back: float) -> tuple[float, float]:
@@ -264,10 +281,7 @@ def generation_products(
     Arguments as of `decode_work`.
     """
     prompt_lengths, lengths = (np.asarray(each, np.int64) for each in (prompt_lengths, lengths))
-    adapter = prompt_lengths.sum() * adapter_weights(model, rank, of_prompts=True)
-    adapter += lengths.sum() * adapter_weights(model, rank)
-    of_prompts = np.sum(prompt_lengths * (prompt_lengths + 1) // 2)
-    of_completions = np.sum(lengths * prompt_lengths[of_row] + lengths * (lengths - 1) // 2)
-    pairs = (model.num_layers - 1) * of_prompts + model.num_layers * of_completions
+    tokens = (2 * prompt_lengths.sum(), 2 * lengths.sum())
+    pairs = (_own_pairs(prompt_lengths + 1).sum(), (lengths * prompt_lengths[of_row] + _own_pairs(lengths)).sum())
     weights = prefill_work(model, prompt_lengths) + decode_work(model, rank, prompt_lengths, of_row, lengths)
-    return weights.flops + 2.0 * (2 * adapter + 2 * model.num_heads * model.head_dim * pairs)
+    return weights.flops + _beside_weights(model, rank, tokens, pairs)

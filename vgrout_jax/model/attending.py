@@ -146,7 +146,7 @@ def _pull_block(
 
     def pull(one: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         gradient, along = one
-        of_weights = _with_each(gradient, values, block)
+        of_weights = _pairwise(gradient, values, block)
         of_logits = (weights * (of_weights - along) * (queries.shape[-1] ** -0.5)).astype(dtype)
         # The wide operand stands last in these: the other order would transpose it on the CPU.
         across = product(queries_across, of_logits), product(gradient.transpose(0, 2, 1), narrow)
@@ -187,14 +187,17 @@ def _flat(grouped: Float[Array, "K G T E"], block: _Block) -> Array:
     return grouped[:, :, block.start : block.start + block.size].reshape(grouped.shape[0], -1, grouped.shape[-1])
 
 
-def _with_each(flat: Array, others: Float[Array, "K S E"], block: _Block) -> Float[Array, "K GQ end"]:
-    """Products in float32 with the keys, or values, that the block may read; neither is transposed for it."""
+def _pairwise(flat: Array, others: Float[Array, "K S E"], block: _Block) -> Float[Array, "K GQ end"]:
+    """Every query, or gradient, times every key, or value, that the block may read, in float32.
+
+    By this order of axes neither side is transposed for it on the CPU.
+    """
     return jnp.einsum("KQE,KSE->KQS", flat, others[:, : block.end], preferred_element_type=jnp.float32)
 
 
 def _weights(flat: Array, keys: Float[Array, "K S E"], block: _Block) -> tuple[Array, Array]:
     """exp(logit - greatest), [K, G, size, end] float32, and its sum over the keys, [K, G, size, 1]."""
-    logits = _with_each(flat, keys, block)
+    logits = _pairwise(flat, keys, block)
     logits = logits.reshape(keys.shape[0], -1, block.size, block.end) * flat.shape[-1] ** -0.5
     logits = jnp.where(block.readable, logits, jnp.finfo(jnp.float32).min)
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
