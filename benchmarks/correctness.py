@@ -30,9 +30,10 @@ import shapes
 import tables
 import update
 
-from vgrout_jax import sharding
-from vgrout_jax.model import head, lora2r, qwen3, sampler
-from vgrout_jax.rl.state import Frozen, TrainState
+from vgrout_jax.model import head, lora2r, qwen3, sharding
+from vgrout_jax.model.policy import Frozen
+from vgrout_jax.rl.state import TrainState
+from vgrout_jax.sampling import sampler
 
 # What an error may be at most, by dtype of the compared side.
 LIMITS = {

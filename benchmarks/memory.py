@@ -38,10 +38,11 @@ import update
 import work
 from compiled_flops import compiled_flops
 
-from vgrout_jax import compiling
+from vgrout_jax.common import xla
 from vgrout_jax.config import Config
-from vgrout_jax.model import decode, lora2r, padding, qwen3, sampler
-from vgrout_jax.rl.blocks import Cutter
+from vgrout_jax.model import lora2r, padding, qwen3
+from vgrout_jax.rl.schedule.blocks import Cutter
+from vgrout_jax.sampling import decode, sampler
 
 COLUMNS = ("arguments", "outputs", "temporaries", "donated", "beside", "in all", "trace s", "compile s", "products")
 _MOST_PRODUCTS = 1.01  # a layer's output computed a second time would be 1.03 and more
@@ -229,7 +230,7 @@ def main() -> None:
     parser.add_argument("--device-gb", type=float, default=139.0, help="GiB of the device that it is to fit")
     parser.add_argument("--only", default="", help="programs whose name begins so")
     options = parser.parse_args()
-    compiling.collect_rarely()
+    xla.collect_rarely()
     shape, kl, arm = shapes.chosen(parser, options), not options.no_kl, options.arms.split(",")[0]
     chosen = [program for program in programs(shape, arm, kl=kl) if program.name.startswith(options.only)]
     if not chosen:

@@ -21,7 +21,8 @@ import tables
 import timing
 import work
 
-from vgrout_jax.model import decode, lora2r, sampler
+from vgrout_jax.model import lora2r
+from vgrout_jax.sampling import decode, sampler
 
 COLUMNS = ("rows", "tok/s", "cpu_s", "wall_s", "flop_floor_s", "byte_floor_s", "over_byte_floor", "compiling_s")
 

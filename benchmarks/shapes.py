@@ -10,14 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax import build, sharding
 from vgrout_jax.config import ARMS, Config, MeshConfig
-from vgrout_jax.model import layout, lora2r, qwen3
-from vgrout_jax.presets import make_config
-from vgrout_jax.rl import passes
+from vgrout_jax.config.scales import make_config
+from vgrout_jax.model import lora2r, parameters, qwen3, sharding
+from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl.optim import make_optimizer
-from vgrout_jax.rl.state import Batch, Frozen, TrainState
+from vgrout_jax.rl.schedule import passes
+from vgrout_jax.rl.state import Batch, TrainState
 from vgrout_jax.routing import direction
+from vgrout_jax.run import build
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +263,12 @@ def draw_weights(model: qwen3.Qwen3Config, rank: int, seed: int) -> tuple[dict, 
         key = jax.random.fold_in(jax.random.key(seed), next(counter))
         return (scale * jax.random.normal(key, shape, kind)).astype(kind)
 
-    def parameter(row: layout.Parameter) -> jax.Array:
+    def parameter(row: parameters.Parameter) -> jax.Array:
         if "norm" in row.published:
             return jnp.ones(row.shape, model.dtype)
         return normal(row.shape, 0.02, model.dtype)
 
-    base = jax.tree.map(parameter, layout.parameter_table(model), is_leaf=layout.is_parameter)
+    base = jax.tree.map(parameter, parameters.parameter_table(model), is_leaf=parameters.is_parameter)
     zeros = jax.eval_shape(lambda: _factor_zeros(model, rank))
     init = lora2r.Factors(
         a={name: normal(leaf.shape, leaf.shape[-1] ** -0.5) for name, leaf in zeros.a.items()},
@@ -285,7 +286,7 @@ def abstract_inputs(shape: Shape, config: Config) -> Inputs:
     batch = Batch.shapes(shape.rows, shape.prompt_tokens, shape.new_tokens)
     routing = jax.eval_shape(lambda: _routing(shape, config))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return Inputs(state, Frozen(layout.abstract_parameters(model), init), routing, batch, key)
+    return Inputs(state, Frozen(parameters.abstract_parameters(model), init), routing, batch, key)
 
 
 def _factor_zeros(model: qwen3.Qwen3Config, rank: int) -> lora2r.Factors:

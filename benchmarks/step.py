@@ -29,9 +29,9 @@ import timing
 import update
 import work
 
-from vgrout_jax import sharding
-from vgrout_jax.model import lora2r, sampler
+from vgrout_jax.model import lora2r, sharding
 from vgrout_jax.rl.state import Batch
+from vgrout_jax.sampling import sampler
 
 COLUMNS = ("cpu_s", "wall_s", "compiling_s", "flop_floor_s", "over_flop_floor", "byte_floor_s", "over_byte_floor")
 MORE = ("over_products", "over_unshared", "tokens_s", "mfu", "mfu_unshared")

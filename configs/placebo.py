@@ -6,7 +6,7 @@ Kinds: direction (the default), direction_matched, labels, lazy_pairs.
 """
 
 from vgrout_jax.config import Config
-from vgrout_jax.presets import make_config
+from vgrout_jax.config.scales import make_config
 
 
 def get_config(scale: str = "fast") -> Config:

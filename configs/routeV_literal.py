@@ -7,7 +7,7 @@ Qwen3-4B on one GPU (not measured yet):
 """
 
 from vgrout_jax.config import Config
-from vgrout_jax.presets import make_config
+from vgrout_jax.config.scales import make_config
 
 
 def get_config(scale: str = "fast") -> Config:

@@ -4,7 +4,7 @@ On two CPU cores:
     python -m vgrout_jax.pretrain --config=configs/toy_base.py --out=out/toy_policy
 """
 
-from vgrout_jax.toy_policy import PretrainConfig
+from vgrout_jax.supervised.toy_policy import PretrainConfig
 
 
 def get_config() -> PretrainConfig:

@@ -54,8 +54,8 @@ def forget_compiled_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_program() -> Iterator[None]:
     """Runs of equal configurations share their programs, so that each is traced once; patched passes are others."""
-    from vgrout_jax import build
-    from vgrout_jax.rl.passes import Passes
+    from vgrout_jax.rl.schedule.passes import Passes
+    from vgrout_jax.run import build
 
     original, made = build._programs, {}
 
@@ -68,6 +68,22 @@ def one_program() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "_programs", programs)
         yield
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """The tiny model."""
+    from tests import tiny
+
+    return tiny.frozen(tiny.model())
+
+
+@pytest.fixture(scope="module")
+def deltas(frozen):
+    """Differences of the tiny model that have moved."""
+    from tests import tiny
+
+    return tiny.moved(frozen.init, 0.05)
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from tests import tiny
-from vgrout_jax import sharding
-from vgrout_jax.model import keys, lora2r, sampler
-from vgrout_jax.rl import blocks, optim
-from vgrout_jax.rl.state import Frozen, initial_state
+from vgrout_jax.model import lora2r, sharding
+from vgrout_jax.model.policy import Frozen
+from vgrout_jax.rl import optim
+from vgrout_jax.rl.schedule import blocks
+from vgrout_jax.rl.state import initial_state
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction
+from vgrout_jax.sampling import keys, sampler
 
 
 def place(mesh: Mesh) -> Frozen:

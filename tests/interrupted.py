@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vgrout_jax import resume
-from vgrout_jax.continuation import state_steps
+from vgrout_jax.run import snapshots
+from vgrout_jax.run.continuation import state_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6
@@ -116,7 +116,7 @@ def content(workdir: Path) -> dict[str, Any]:
 
 def state(workdir: Path, step: int) -> tuple[int, dict, dict]:
     """A resume state: step, bytes of every array, record without times."""
-    snapshot = resume.read(workdir / "resume", step)
+    snapshot = snapshots.read(workdir / "resume", step)
     record = {name: value for name, value in snapshot.record.items() if name != "direction_seconds"}
     return snapshot.step, {name: leaf.tobytes() for name, leaf in snapshot.arrays.items()}, record
 

@@ -50,7 +50,7 @@ def wrap(owner: object, name: str, count: int, act: object) -> None:
 
 def half_a_line(count: int) -> None:
     """Dies with the first half of a line of metrics.jsonl on disk."""
-    from vgrout_jax.metrics import RunWriter
+    from vgrout_jax.run.writer import RunWriter
 
     def act(original, writer, name, record):
         file = writer._lines[name]
@@ -65,9 +65,13 @@ def arm(point: str) -> None:
     """Prepares the end at the named point."""
     name, _, number = point.partition(":")
     count = int(number or 1)
-    from vgrout_jax import checkpoint, continuation, evaluate, files, resume, train
+    from vgrout_jax import train
+    from vgrout_jax.common import files
     from vgrout_jax.env.grader import Grader
-    from vgrout_jax.rl.generation import Generator
+    from vgrout_jax.evaluation import evaluate
+    from vgrout_jax.run import continuation, snapshots
+    from vgrout_jax.sampling.generator import Generator
+    from vgrout_jax.weights import checkpoint
 
     places = {
         "start": lambda: before(train, "build_run", count),
@@ -83,11 +87,11 @@ def arm(point: str) -> None:
         "evaluation": lambda: after(evaluate, "_complete", count),
         "line": lambda: half_a_line(count),
         "file": lambda: before(files.os, "replace", count),
-        "arrays": lambda: during(resume, "write_arrays", count, 0.01),
-        "manifest": lambda: before(resume, "_digests", count),
-        "rename": lambda: before(resume, "_sync_folder", count),
-        "renamed": lambda: before(resume, "_sync_folder", 2 * count),
-        "pruning": lambda: before(resume, "remove_state", count),
+        "arrays": lambda: during(snapshots, "write_arrays", count, 0.01),
+        "manifest": lambda: before(snapshots, "_digests", count),
+        "rename": lambda: before(snapshots, "_sync_folder", count),
+        "renamed": lambda: before(snapshots, "_sync_folder", 2 * count),
+        "pruning": lambda: before(snapshots, "remove_state", count),
         "adapter": lambda: after(checkpoint, "_write_factors", count),
         "summary": lambda: before(train.RunWriter, "write_summary", count),
     }

@@ -9,16 +9,18 @@ import peft
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.model import test_store
-from vgrout_jax import checkpoint, export
-from vgrout_jax.build import load_base, model_config
+from tests.weights import test_store
+from vgrout_jax import export
+from vgrout_jax.common.tokenizer import SMOKE_PATH, load_tokenizer
 from vgrout_jax.config import Config
-from vgrout_jax.exporting import all_devices, model_source
-from vgrout_jax.metrics import RunWriter
-from vgrout_jax.model import head, lora2r, padding, qwen3, sampler, store
-from vgrout_jax.presets import make_config
-from vgrout_jax.statistics import POLICIES, Evaluation, Sample, rate_table
-from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
+from vgrout_jax.config.scales import make_config
+from vgrout_jax.evaluation.rates import POLICIES, Evaluation, Sample, rate_table
+from vgrout_jax.model import head, lora2r, padding, qwen3
+from vgrout_jax.run.build import load_base, model_config
+from vgrout_jax.run.writer import RunWriter
+from vgrout_jax.sampling import sampler
+from vgrout_jax.serving.exports import all_devices, model_source
+from vgrout_jax.weights import checkpoint, store
 
 TOKENIZER = load_tokenizer(None)
 MOVE = 0.05  # standard deviation of dA and dB in every made-up run: the adapter changes logits by about their size

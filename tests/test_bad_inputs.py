@@ -11,15 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from vgrout_jax import checkpoint, continuation, files, train, world_checks
-from vgrout_jax.build import build_run
+from vgrout_jax import train
+from vgrout_jax.common import files
+from vgrout_jax.common.tokenizer import load_tokenizer
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed, grade_all, open_grader
-from vgrout_jax.presets import make_config
-from vgrout_jax.rl import guard
+from vgrout_jax.env.world import load_world
+from vgrout_jax.rl import divergence
 from vgrout_jax.routing.pairs import encode_pairs, load_pairs
-from vgrout_jax.tokenizer import load_tokenizer
-from vgrout_jax.world import load_world
+from vgrout_jax.run import continuation, overlap
+from vgrout_jax.run.build import build_run
+from vgrout_jax.weights import checkpoint
 
 DATA = Path(train.__file__).parent / "data"
 PAIR = """### shelf
@@ -81,7 +84,7 @@ class Inputs:
         world = load_world(config, tokenizer)
         pairs = load_pairs(config.direction.pairs, config.direction.tags)
         encode_pairs(pairs, tokenizer, max_prompt=config.data.max_prompt_tokens)
-        world_checks.check_world(world, pairs)
+        overlap.check_world(world, pairs)
 
 
 def problem(**fields) -> Callable[[Inputs], None]:
@@ -257,7 +260,7 @@ def test_a_missing_file_is_said_before_a_model_is_downloaded(name, tmp_path, mon
     def download(path):
         raise AssertionError(f"{path} was looked for")
 
-    monkeypatch.setattr("vgrout_jax.model.hub.model_folder", download)
+    monkeypatch.setattr("vgrout_jax.weights.hub.model_folder", download)
     spoil, message = CASES[name]
     inputs = Inputs(tmp_path)
     inputs.config.model.path = "Qwen/Qwen3-4B"
@@ -324,8 +327,8 @@ def test_an_adapter_of_another_seed_and_a_workdir_of_another_arm_are_named(tmp_p
 
 
 def test_what_stops_a_run_is_said_with_what_to_try():
-    for error in (guard.Divergence, GradingFailed):
+    for error in (divergence.Divergence, GradingFailed):
         assert issubclass(error, RuntimeError)
-    watch = guard.Guard(make_config("none", "smoke").guard)
-    with pytest.raises(guard.Divergence, match="step 4: not finite: logits .*; try a lower optim.lr"):
+    watch = divergence.Guard(make_config("none", "smoke").guard)
+    with pytest.raises(divergence.Divergence, match="step 4: not finite: logits .*; try a lower optim.lr"):
         dataclasses.replace(watch).check_reference(4, float("nan"))

@@ -19,7 +19,7 @@ import shapes
 import timing
 import work
 
-from vgrout_jax.model import layout, lora2r, policy, qwen3
+from vgrout_jax.model import logprobs, lora2r, parameters, qwen3
 
 TINY = shapes.SHAPES["tiny"]
 
@@ -31,10 +31,10 @@ def test_the_floor_counts_a_forward_pass_without_its_attention():
     prompts, tokens = (jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (before, new + 1))
 
     def forward(base, prompts, tokens):
-        caches = policy.prompt_caches(model, base, prompts, jnp.ones(prompts.shape, bool))
-        return policy.continued_logprobs(model, base, caches, jnp.full(rows, before), tokens, chunk=1024)
+        caches = logprobs.prompt_caches(model, base, prompts, jnp.ones(prompts.shape, bool))
+        return logprobs.continued_logprobs(model, base, caches, jnp.full(rows, before), tokens, chunk=1024)
 
-    counted = flops.matmul_flops(forward, layout.abstract_parameters(model), prompts, tokens)
+    counted = flops.matmul_flops(forward, parameters.abstract_parameters(model), prompts, tokens)
     compared = (model.num_layers - 1) * before**2 + model.num_layers * new * (before + new)
     attention = 2 * 2 * rows * compared * model.num_heads * model.head_dim
     none, with_kl = (work.update_flops(alone, "none", kl=kl) for kl in (False, True))
@@ -104,7 +104,7 @@ def test_the_adapter_and_the_cache_are_counted_as_they_are_stored():
 
     tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
     valid = jax.ShapeDtypeStruct((rows, length), bool)
-    caches = jax.eval_shape(prefill, layout.abstract_parameters(TINY.model), tokens, valid)
+    caches = jax.eval_shape(prefill, parameters.abstract_parameters(TINY.model), tokens, valid)
     assert memory.size_of(caches) == rows * length * work.cache_bytes(TINY.model)
 
 

@@ -11,18 +11,19 @@ import pytest
 
 from tests import served
 from tests.rl.made_up import FakeGrader
-from vgrout_jax import chat, sharding
-from vgrout_jax.commands import UsageError
+from vgrout_jax import chat
+from vgrout_jax.common.command_line import UsageError
 from vgrout_jax.config import MeshConfig
-from vgrout_jax.conversation import POLICIES, Conversation, describe
 from vgrout_jax.env.grader.verdict import judge
 from vgrout_jax.env.modes import HELDOUT_NAMES
-from vgrout_jax.evaluate import evaluate
-from vgrout_jax.model import padding, sampler
-from vgrout_jax.rl.generation import build_generator
-from vgrout_jax.rl.state import Frozen
-from vgrout_jax.workdirs import read_workdir
-from vgrout_jax.world import load_world
+from vgrout_jax.env.world import load_world
+from vgrout_jax.evaluation.evaluate import evaluate
+from vgrout_jax.model import padding, sharding
+from vgrout_jax.model.policy import Frozen
+from vgrout_jax.run.reader import read_workdir
+from vgrout_jax.sampling import sampler
+from vgrout_jax.sampling.generator import build_generator
+from vgrout_jax.serving.side_by_side import POLICIES, Conversation, describe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LENGTH = 12

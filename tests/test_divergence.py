@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgrout_jax import checkpoint, continuation, resume, train
+from vgrout_jax import train
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed
-from vgrout_jax.presets import make_config
-from vgrout_jax.rl import collapse, guard
-from vgrout_jax.rl.passes import Passes
+from vgrout_jax.rl import collapse, divergence
+from vgrout_jax.rl.schedule.passes import Passes
+from vgrout_jax.run import continuation, snapshots
+from vgrout_jax.weights import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_program")]
 BROKEN = 2  # the step at which something breaks
@@ -141,7 +143,7 @@ BREAKS = {
 def test_nan_anywhere_stops_the_run_within_its_step(case, tmp_path, monkeypatch):
     break_it, tensor = BREAKS[case]
     break_it(monkeypatch)
-    with pytest.raises(guard.Divergence) as caught:
+    with pytest.raises(divergence.Divergence) as caught:
         train.train(config(), tmp_path)
     message = str(caught.value)
     assert message.startswith(f"step {BROKEN}: not finite: ") and tensor in message and "\n" not in message
@@ -158,9 +160,9 @@ def check_last_good_state(workdir: Path, *, steps: int, passed: int) -> None:
     deltas, record = checkpoint.load_adapter(workdir / "adapter")
     assert record["metadata"]["step"] == passed
     assert continuation.state_steps(workdir / "resume")[-1] == steps
-    newest = resume.read(workdir / "resume", steps).arrays
+    newest = snapshots.read(workdir / "resume", steps).arrays
     assert all(np.isfinite(leaf).all() for leaf in newest.values() if leaf.dtype == np.float32)
-    arrays = resume.read(workdir / "resume", passed).arrays
+    arrays = snapshots.read(workdir / "resume", passed).arrays
     assert all(np.isfinite(leaf).all() for leaf in arrays.values() if leaf.dtype == np.float32)
     for name, leaf in deltas.b.items():
         stored = arrays[f"state.deltas.b.{name}"]
@@ -172,7 +174,7 @@ def check_last_good_state(workdir: Path, *, steps: int, passed: int) -> None:
 def test_a_huge_learning_rate_is_stopped_and_says_what_to_try(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     settings = config(optim={"lr": 30.0, "warmup_frac": 0.0}, train={"steps": 40})
-    with pytest.raises(guard.Divergence) as caught:
+    with pytest.raises(divergence.Divergence) as caught:
         train.train(settings, tmp_path)
     message = str(caught.value)
     assert message.startswith("step ") and "optim.lr" in message and "\n" not in message
@@ -200,8 +202,8 @@ def test_a_grader_that_fails_stops_the_run_and_the_next_start_goes_on(tmp_path, 
     [done] = continuation.state_steps(workdir / "resume")
     assert done == len((workdir / "metrics.jsonl").read_text().splitlines()) > 0
     train.train(config(checkpoint={"every_steps": 0}), workdir)
-    for name, leaf in resume.read(whole / "resume", 5).arrays.items():
-        np.testing.assert_array_equal(leaf, resume.read(workdir / "resume", 5).arrays[name], err_msg=name)
+    for name, leaf in snapshots.read(whole / "resume", 5).arrays.items():
+        np.testing.assert_array_equal(leaf, snapshots.read(workdir / "resume", 5).arrays[name], err_msg=name)
 
 
 def test_a_run_without_anything_to_learn_warns_in_plain_words(tmp_path, caplog, monkeypatch):

@@ -306,11 +306,11 @@ SIZES = {
 def test_new_size_table_follows_from_the_shapes(name):
     import jax
 
-    from vgrout_jax.model import layout, qwen3
+    from vgrout_jax.model import parameters, qwen3
 
     hidden, feed_forward, layers, heads, kv_heads, tied = SIZES[name]
     model = qwen3.Qwen3Config(151936, hidden, feed_forward, layers, heads, kv_heads, 128, tie_embeddings=tied)
-    base = sum(leaf.size for leaf in jax.tree.leaves(layout.abstract_parameters(model)))
+    base = sum(leaf.size for leaf in jax.tree.leaves(parameters.abstract_parameters(model)))
     adapter = layers * 2 * 32 * sum(sum(shape) for shape in model.module_shapes().values())
     memory = f"{2 * base / 1e9:.1f} | {5 * 4 * adapter / 1e9:.1f} | {2 * adapter / 1e9:.2f}"
     expected = f"| {name} | {7 * layers} | {base / 1e9:.2f} | {memory} |"

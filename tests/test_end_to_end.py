@@ -14,10 +14,11 @@ import jax
 import numpy as np
 import pytest
 
-from vgrout_jax import checkpoint, train
+from vgrout_jax import train
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.teacher import TeacherPool
-from vgrout_jax.presets import make_config
+from vgrout_jax.weights import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_program")]
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,10 +17,12 @@ from transformers import AutoTokenizer
 
 from tests import served
 from tests.model.tiny import change_config
-from vgrout_jax import export, exporting
-from vgrout_jax.model import lora2r, store
-from vgrout_jax.model import peft as own_peft
-from vgrout_jax.workdirs import read_workdir
+from vgrout_jax import export
+from vgrout_jax.model import lora2r
+from vgrout_jax.run.reader import read_workdir
+from vgrout_jax.serving.exports import Merge, hub, jnp
+from vgrout_jax.weights import peft as own_peft
+from vgrout_jax.weights import store
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 POLICIES = export.POLICIES
@@ -212,7 +214,7 @@ def test_an_adapter_on_a_hub_model_needs_no_base(tmp_path, monkeypatch):
     init = served.init_of(small)
     config = served.smoke(model={"path": "Qwen/Qwen3-4B"})
     run = served.finished_run(tmp_path / "run", config, init=init)
-    monkeypatch.setattr(exporting.hub, "model_folder", lambda path: pytest.fail(f"asked for {path}"))
+    monkeypatch.setattr(hub, "model_folder", lambda path: pytest.fail(f"asked for {path}"))
     served.export_run(run, tmp_path / "out", "peft")
     stated = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert stated["base_model_name_or_path"] == "Qwen/Qwen3-4B"
@@ -250,9 +252,9 @@ def test_sums_are_made_in_float32_and_rounded_once(tmp_path):
     factors = lora2r.Factors(
         a={"q_proj": np.full((1, 3, 4), 2.0**-9, np.float32)}, b={"q_proj": np.ones((1, 5, 3), np.float32)}
     )
-    merge = exporting.Merge(factors, "bfloat16")
+    merge = Merge(factors, "bfloat16")
     piece = store.Piece("q", (5, 4), ("layers", "q_proj"), 0, True)
-    value = np.ones((5, 4), np.dtype(exporting.jnp.bfloat16))
+    value = np.ones((5, 4), np.dtype(jnp.bfloat16))
     assert (merge.add(piece, value).astype(np.float32) == 1 + 2**-7).all()
     np.testing.assert_allclose(merge.rounding(), 1 / 3)  # 2^-9 of 3 * 2^-9
     embed = store.Piece("embed", (5, 4), ("embed",), None, False)

@@ -13,7 +13,7 @@ import pytest
 
 from tests import served
 from vgrout_jax import export
-from vgrout_jax.commands import UsageError
+from vgrout_jax.common.command_line import UsageError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from absl import flags
 
-from tests.test_config import assign, built
-from vgrout_jax import files, main
+from tests.config.test_schema import assign, built
+from vgrout_jax import main
+from vgrout_jax.common import files
 from vgrout_jax.config import ARMS, SCALES, Config
-from vgrout_jax.validation import read
+from vgrout_jax.config.validation import read
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = f"--config={ROOT}/configs/routeV.py:smoke"

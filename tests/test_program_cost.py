@@ -17,9 +17,9 @@ import update
 import work
 from compiled_flops import compiled_flops
 
-from vgrout_jax import sharding
-from vgrout_jax.rl import blocks
+from vgrout_jax.model import sharding
 from vgrout_jax.rl.optim import make_optimizer
+from vgrout_jax.rl.schedule import blocks
 from vgrout_jax.rl.step import build_step
 
 A, B = jax.ShapeDtypeStruct((3, 4), jnp.float32), jax.ShapeDtypeStruct((4, 5), jnp.float32)

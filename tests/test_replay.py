@@ -13,10 +13,10 @@ from tests.analysis.test_document import check_page
 from tests.analysis.test_replaying import ROWS, STEPS, write_run
 from vgrout_jax import replay, train
 from vgrout_jax.analysis.replaying import replay as replay_run
-from vgrout_jax.commands import UsageError
-from vgrout_jax.presets import make_config
+from vgrout_jax.common.command_line import UsageError
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.routing.direction import PLACEBOS
-from vgrout_jax.workdirs import read_workdir
+from vgrout_jax.run.reader import read_workdir
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,8 @@ def test_flags_are_read_as_their_field_s_type(tmp_path):
 
 
 def test_a_missing_run_is_one_line_before_jax_is_imported(tmp_path):
-    script = "import sys\nfrom vgrout_jax import replay\nfrom vgrout_jax.commands import end_with_one_line\n"
+    script = "import sys\nfrom vgrout_jax import replay\n"
+    script += "from vgrout_jax.common.command_line import end_with_one_line\n"
     script += (
         "try:\n    end_with_one_line(replay.main)\nfinally:\n    print({'jax', 'matplotlib'} & set(sys.modules))"
     )

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.analysis import made_up
 from tests.analysis.test_document import check_page
 from vgrout_jax import report
-from vgrout_jax.commands import UsageError
+from vgrout_jax.common.command_line import UsageError
 
 FIGURES = ("evaluation", "training", "modes", "zones", "scores", "ratios", "deployment")
 
@@ -70,7 +70,7 @@ def test_arms_differ_in_line_or_marker_and_not_in_colour_alone():
 def test_a_figure_is_the_same_bytes_again(reported):
     from vgrout_jax.analysis import figures, plotting
     from vgrout_jax.analysis.arms import group_arms
-    from vgrout_jax.workdirs import read_workdir
+    from vgrout_jax.run.reader import read_workdir
 
     arms = group_arms([read_workdir(path) for path in report.find_runs([str(reported / "runs")])])
     once, again = (plotting.render(figures.evaluation_curves(arms)) for _ in range(2))
@@ -90,7 +90,7 @@ def test_what_holds_is_said_in_words(reported):
 
 
 def test_the_deploy_table_holds_the_rates_of_the_runs(reported):
-    from vgrout_jax.workdirs import read_workdir
+    from vgrout_jax.run.reader import read_workdir
 
     _, markdown = page_and_markdown(reported)
     [row] = re.findall(r"\| none \| 3 \|.*", markdown.split("Deployed: quarantine off")[1].split("As trained")[0])
@@ -200,7 +200,8 @@ def test_a_run_named_twice_counts_once(tmp_path):
 
 
 def test_the_command_ends_with_one_line_and_status_1_before_matplotlib_is_imported(tmp_path):
-    script = "import sys\nfrom vgrout_jax import report\nfrom vgrout_jax.commands import end_with_one_line\n"
+    script = "import sys\nfrom vgrout_jax import report\n"
+    script += "from vgrout_jax.common.command_line import end_with_one_line\n"
     script += (
         "try:\n    end_with_one_line(report.main)\nfinally:\n    print({'jax', 'matplotlib'} & set(sys.modules))"
     )

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from tests.test_docs import blocks, commands
-from vgrout_jax import exporting
-from vgrout_jax.model import fuse, lora2r, peft, store
+from vgrout_jax.model import lora2r
+from vgrout_jax.serving import exports
+from vgrout_jax.weights import as_lora, peft, store
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "howto" / "serve.md"
@@ -56,7 +57,7 @@ def rounding(move: float) -> float:
     generator = np.random.default_rng(0)
     init = jax.tree.map(jnp.asarray, lora2r.init_factors({"q_proj": (WIDTH, WIDTH)}, 1, RANK, seed=0))
     deltas = jax.tree.map(lambda leaf: jnp.asarray(move * generator.standard_normal(leaf.shape, np.float32)), init)
-    merge = exporting.Merge(fuse.lora_factors(lora2r.Adapter(init, deltas), quarantine=False), "bfloat16")
+    merge = exports.Merge(as_lora.lora_factors(lora2r.Adapter(init, deltas), quarantine=False), "bfloat16")
     weight = (0.02 * generator.standard_normal((WIDTH, WIDTH), np.float32)).astype(jnp.bfloat16)
     merge.add(store.Piece("q_proj", weight.shape, ("layers", "q_proj"), 0, True), weight)
     return merge.rounding()

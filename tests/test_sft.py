@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from vgrout_jax import sft
+from vgrout_jax.common.tokenizer import load_tokenizer
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.env.modes import TRAINING_NAMES
-from vgrout_jax.presets import make_config
-from vgrout_jax.tokenizer import load_tokenizer
-from vgrout_jax.world import load_world
+from vgrout_jax.env.world import load_world
 
 
 def test_completions_stand_under_the_prompt_of_their_mode():
@@ -45,7 +45,7 @@ def command(*arguments):
 
 @pytest.mark.slow
 def test_the_command_lowers_the_loss_and_its_model_loads(tmp_path):
-    from vgrout_jax.model import hub
+    from vgrout_jax.weights import hub
 
     out = tmp_path / "model"
     done = command(f"--out={out}", "--batch=8", "--lr=3e-3", "--epochs=10")

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax import sharding
 from vgrout_jax.config import Config, MeshConfig
-from vgrout_jax.model import layout, lora2r, qwen3
-from vgrout_jax.rl.state import Batch, Frozen, TrainState
+from vgrout_jax.model import lora2r, parameters, qwen3, sharding
+from vgrout_jax.model.policy import Frozen
+from vgrout_jax.rl.state import Batch, TrainState
 
 PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS, RANK, VOCAB = 2, 4, 5, 6, 3, 61
 ROWS = PROMPTS * GROUP
@@ -48,7 +48,7 @@ def mesh() -> jax.sharding.Mesh:
 
 def frozen(shape: qwen3.Qwen3Config, scale: float = 10.0) -> Frozen:
     """Random base weights, `scale` times the usual size so that nothing is nearly linear, and A0, B0."""
-    base = layout.init_parameters(shape, 0)
+    base = parameters.init_parameters(shape, 0)
     base = jax.tree.map(lambda leaf: jnp.asarray(leaf * scale if leaf.ndim == 3 else leaf, leaf.dtype), base)
     init = lora2r.init_factors(shape.module_shapes(), shape.num_layers, RANK, seed=0)
     return Frozen(base, jax.tree.map(jnp.asarray, init))

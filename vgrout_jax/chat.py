@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vgrout_jax import columns
-from vgrout_jax.commands import Parser, UsageError, end_with_one_line
-from vgrout_jax.workdirs import read_workdir
+from vgrout_jax.common.command_line import Parser, UsageError, end_with_one_line
+from vgrout_jax.run.reader import read_workdir
+from vgrout_jax.serving import columns
 
 if TYPE_CHECKING:
-    from vgrout_jax.conversation import Conversation
+    from vgrout_jax.serving.side_by_side import Conversation
 
 TITLES = ("deployed", "as trained")
 _HELP = "A message a line; /N is held-out problem N. Ctrl-C ends an answer, Ctrl-D the conversation."
@@ -59,8 +59,8 @@ def main(arguments: Sequence[str]) -> None:
     run = read_workdir(options.workdir)
     if not (options.workdir / "adapter").is_dir():
         raise ValueError(f"--workdir must hold a run with an adapter, but {options.workdir}/adapter is missing")
-    from vgrout_jax.conversation import Conversation
     from vgrout_jax.env.grading import GradingFailed
+    from vgrout_jax.serving.side_by_side import Conversation
 
     conversation = Conversation(run, temperature=options.temperature, max_new_tokens=options.max_new_tokens)
     try:
@@ -93,7 +93,7 @@ def converse(conversation: "Conversation", lines: Iterator[str], write: Callable
 
 def show_problem(conversation: "Conversation", number: int, write: Callable[[str], object]) -> None:
     """A held-out problem, both answers, and under each the grader's verdict."""
-    from vgrout_jax.conversation import describe
+    from vgrout_jax.serving.side_by_side import describe
 
     prompt = conversation.heldout(number)
     write(f"held-out problem {number}, {prompt.problem.id}, mode {prompt.mode}\n\n")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vgrout_jax.commands import Parser, end_with_one_line
+from vgrout_jax.common.command_line import Parser, end_with_one_line
 from vgrout_jax.config import ModelConfig
 
 
@@ -21,12 +21,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("model", nargs="?", default=ModelConfig.path, help="hub name or folder")
     name = parser.parse_args(arguments).model
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    from vgrout_jax.model import hub, shards
-    from vgrout_jax.tokenizer import load_tokenizer
+    from vgrout_jax.common.tokenizer import load_tokenizer
+    from vgrout_jax.weights import hub, safetensors
 
     folder = hub.model_folder(name)
     hub.load_config(folder)
-    shards.list_tensors(folder)
+    safetensors.list_tensors(folder)
     load_tokenizer(str(folder))
     print(folder)
 

@@ -16,8 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgrout_jax.commands import Parser, UsageError, end_with_one_line
-from vgrout_jax.workdirs import Workdir, read_workdir
+from vgrout_jax.common.command_line import Parser, UsageError, end_with_one_line
+from vgrout_jax.run.reader import Workdir, read_workdir
 
 FORMATS = ("peft", "merged")
 POLICIES = ("deployed", "as_trained")
@@ -97,13 +97,13 @@ def main(arguments: Sequence[str]) -> None:
     run = finished_run(options.workdir)
     check_rank(options, run)
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # sums and products of weights: an accelerator would not help
-    from vgrout_jax import exporting
+    from vgrout_jax.serving import exports
 
     settings = {"policy": options.policy, "dtype": options.dtype}
     if options.format == "peft":
-        lines = exporting.export_peft(run, options.out, rank=options.rank, **settings)
+        lines = exports.export_peft(run, options.out, rank=options.rank, **settings)
     else:
-        lines = exporting.export_merged(run, options.out, **settings)
+        lines = exports.export_merged(run, options.out, **settings)
     print("\n".join(lines))
 
 

@@ -14,7 +14,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from vgrout_jax import compiling
+from vgrout_jax.common import xla
 from vgrout_jax.config import SCALES, Config
 
 
@@ -83,7 +83,7 @@ def _check_field_names(arguments: Sequence[str]) -> None:
             kinds = {field.name: field.type for field in dataclasses.fields(node)} if _is_section(node) else {}
             if part not in kinds:
                 close = difflib.get_close_matches(part, kinds, 1)
-                hint = f"did you mean {close[0]}?" if close else "the fields stand in vgrout_jax/config.py"
+                hint = f"did you mean {close[0]}?" if close else "the fields stand in vgrout_jax/config/schema.py"
                 raise UsageError(f"--config.{match[1]}: there is no field {part}; {hint}")
             node = kinds[part]
         if match and match[1] in ("arm", "scale"):
@@ -128,10 +128,10 @@ def main(_: Sequence[str]) -> None:
     try:
         config, workdir = resolve(CONFIG.value, WORKDIR.value)
         _quiet_libraries()
-        compiling.collect_rarely()
+        xla.collect_rarely()
         from vgrout_jax.env.grading import GradingFailed
-        from vgrout_jax.preemption import Preempted
-        from vgrout_jax.rl.guard import Divergence  # jax is imported once the configuration has been checked
+        from vgrout_jax.rl.divergence import Divergence  # jax is imported once the configuration has been checked
+        from vgrout_jax.run.preemption import Preempted
         from vgrout_jax.train import train
 
         try:

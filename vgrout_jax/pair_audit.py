@@ -53,10 +53,10 @@ def audit(config: Config, out: Path, adapter: str | None) -> str:
     from vgrout_jax.analysis.document import to_text
     from vgrout_jax.analysis.output import write_document
     from vgrout_jax.analysis.pair_pages import audit_blocks
-    from vgrout_jax.build import build_run
-    from vgrout_jax.checkpoint import load_adapter
     from vgrout_jax.model.lora2r import zero_deltas
     from vgrout_jax.routing.pairs import encode_pairs, load_pairs
+    from vgrout_jax.run.build import build_run
+    from vgrout_jax.weights.checkpoint import load_adapter
 
     pairs = load_pairs(config.direction.pairs, config.direction.tags or ())
     if len(pairs) < 2:

@@ -12,7 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from vgrout_jax.config import TOY
-from vgrout_jax.toy_policy import PretrainConfig, pretrain
+from vgrout_jax.supervised.toy_policy import PretrainConfig, pretrain
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/toy_base.py")
 OUT = flags.DEFINE_string("out", None, "folder of the policy; default: the one inside of the package")
@@ -23,7 +23,7 @@ def main(_: Sequence[str]) -> None:
     try:
         if not isinstance(CONFIG.value, PretrainConfig):
             raise ValueError("--config must name the base policy's file, configs/toy_base.py")
-        from vgrout_jax.model import hub  # jax is imported once the usage is right
+        from vgrout_jax.weights import hub  # jax is imported once the usage is right
 
         folder = Path(OUT.value) if OUT.value else hub.model_folder(TOY)
         if OUT.value and folder.exists():

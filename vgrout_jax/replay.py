@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vgrout_jax.commands import Parser, UsageError, end_with_one_line
+from vgrout_jax.common.command_line import Parser, UsageError, end_with_one_line
 from vgrout_jax.config import Config
-from vgrout_jax.workdirs import Workdir, read_workdir
+from vgrout_jax.run.reader import Workdir, read_workdir
 
 # What is computed after the gradients, and can be another than in the run.
 FIELDS = (
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = overridden(run, {name: getattr(options, name) for name in FIELDS if hasattr(options, name)})
     from tqdm import tqdm  # these import jax and matplotlib, which take seconds
 
-    from vgrout_jax import gradients
     from vgrout_jax.analysis.document import to_text
     from vgrout_jax.analysis.output import write_document
     from vgrout_jax.analysis.replay_pages import replay_blocks
     from vgrout_jax.analysis.replaying import replay
+    from vgrout_jax.run import gradients
 
     steps = gradients.stored_steps(run.path)
     with tqdm(total=len(steps), unit="step", disable=None, leave=False) as bar:

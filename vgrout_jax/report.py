@@ -9,7 +9,7 @@ report.md with figures in PNG and SVG beside it. docs/howto/report.md says how t
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgrout_jax.commands import Parser, end_with_one_line
+from vgrout_jax.common.command_line import Parser, end_with_one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def write_report(paths: Sequence[Path], out: Path) -> Path:
     from vgrout_jax.analysis.observations import observe
     from vgrout_jax.analysis.output import write_document
     from vgrout_jax.analysis.pages import report
-    from vgrout_jax.workdirs import read_workdir
+    from vgrout_jax.run.reader import read_workdir
 
     arms = group_arms([read_workdir(path) for path in paths])
     with tqdm(total=len(paths), unit="run", disable=None, leave=False) as bar:

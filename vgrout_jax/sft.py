@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vgrout_jax.commands import Parser, UsageError, end_with_one_line
+from vgrout_jax.common.command_line import Parser, UsageError, end_with_one_line
 from vgrout_jax.config import Config, OptimConfig
 
 
@@ -39,9 +39,9 @@ def examples_of(world: Any, limit: int) -> tuple[Any, int]:
     Raises:
         ValueError: no completion is short enough.
     """
-    from vgrout_jax import supervised
     from vgrout_jax.env.modes import TRAINING_NAMES
     from vgrout_jax.rl.rollout import teacher_tokens
+    from vgrout_jax.supervised import fit
 
     problems = {problem.id: problem for problem in world.train}
     rows, too_long = [], 0
@@ -54,7 +54,7 @@ def examples_of(world: Any, limit: int) -> tuple[Any, int]:
         rows.append((prompt.tokens, completion))
     if not rows:
         raise ValueError(f"--max_completion_tokens must be higher, got {limit}: all {too_long} rows are longer")
-    return supervised.lay_out(rows, world.tokenizer.pad_id), too_long
+    return fit.lay_out(rows, world.tokenizer.pad_id), too_long
 
 
 def fine_tune(config: Config, fit_config: Any, *, out: Path, limit: int) -> dict[str, Any]:
@@ -63,20 +63,21 @@ def fine_tune(config: Config, fit_config: Any, *, out: Path, limit: int) -> dict
     Raises:
         ValueError, FileNotFoundError: one line that names the field, file or tensor.
     """
-    from vgrout_jax import sharding, supervised
-    from vgrout_jax.build import load_base, model_config
-    from vgrout_jax.model import hub, store
-    from vgrout_jax.tokenizer import SMOKE_PATH, load_tokenizer
-    from vgrout_jax.world import load_world, read_files
+    from vgrout_jax.common.tokenizer import SMOKE_PATH, load_tokenizer
+    from vgrout_jax.env.world import load_world, read_files
+    from vgrout_jax.model import sharding
+    from vgrout_jax.run.build import load_base, model_config
+    from vgrout_jax.supervised import fit
+    from vgrout_jax.weights import hub, store
 
     files = read_files(config)
     folder = None if config.model.path is None else str(hub.model_folder(config.model.path))
     tokenizer = load_tokenizer(folder)
     mesh = sharding.make_mesh(config.mesh)
     examples, too_long = examples_of(load_world(config, tokenizer, files), limit)
-    supervised.check(len(examples.tokens), fit_config)
+    fit.check(len(examples.tokens), fit_config)
     model = model_config(config, folder, tokenizer)
-    parameters, losses = supervised.fit(model, load_base(config, folder, model, mesh), examples, fit_config, mesh)
+    parameters, losses = fit.fit(model, load_base(config, folder, model, mesh), examples, fit_config, mesh)
     store.save_checkpoint(
         out,
         parameters,
@@ -117,7 +118,7 @@ def run(arguments: Sequence[str]) -> None:
         raise UsageError(str(error)) from error
     if not config.teacher.pool:
         raise UsageError("teacher.pool must name the completions to fine-tune on, got (); set --config.teacher.pool")
-    from vgrout_jax.supervised import FitConfig
+    from vgrout_jax.supervised.fit import FitConfig
 
     optim = OptimConfig(lr=options.lr, warmup_frac=0.05, weight_decay=0.0, beta2=0.98)
     fit_config = FitConfig(options.epochs, options.batch, options.micro_batch, optim, config.seed)

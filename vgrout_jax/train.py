@@ -14,25 +14,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vgrout_jax import carried, checkpoint, continuation, gradients, preemption, resume, sharding, world_checks
-from vgrout_jax.build import Run, build_run
-from vgrout_jax.carried import Carried
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed, open_grader
 from vgrout_jax.env.recall import Recall, read_rows
-from vgrout_jax.evaluate import evaluate
-from vgrout_jax.metrics import RunWriter
-from vgrout_jax.model import keys, lora2r
-from vgrout_jax.preemption import Preempted
-from vgrout_jax.reporting import StepTable, final_table
-from vgrout_jax.rl import collapse, diagnostics, guard, rollout
+from vgrout_jax.evaluation.evaluate import evaluate
+from vgrout_jax.evaluation.rates import Evaluation
+from vgrout_jax.model import lora2r, sharding
+from vgrout_jax.rl import collapse, divergence, rollout
 from vgrout_jax.rl.optim import learning_rate
 from vgrout_jax.rl.state import TrainState, initial_state
 from vgrout_jax.rl.step import StepMetrics
 from vgrout_jax.routing import direction
 from vgrout_jax.routing.pairs import load_pairs
-from vgrout_jax.statistics import Evaluation
+from vgrout_jax.run import continuation, gradients, overlap, preemption, progress, snapshots, step_record
+from vgrout_jax.run.build import Run, build_run
+from vgrout_jax.run.preemption import Preempted
+from vgrout_jax.run.progress import Carried
+from vgrout_jax.run.terminal import StepTable, final_table
+from vgrout_jax.run.writer import RunWriter
+from vgrout_jax.sampling import keys
+from vgrout_jax.weights import checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class Loop:
     grader: Grader
     writer: RunWriter
     table: StepTable
-    store: resume.Store
+    store: snapshots.Store
     signals: preemption.Watch
     identity: dict[str, Any]
     carried: Carried
@@ -96,19 +98,19 @@ def open_loop(
     """Builds the run, brings back what an earlier process has left, and opens the files; `stack` closes them."""
     workdir = found.workdir
     with signals.abandonable():
-        snapshot = resume.newest(workdir / continuation.STATES)
+        snapshot = snapshots.newest(workdir / continuation.STATES)
         grader = stack.enter_context(open_grader(config.grader))
         run = build_run(config)
-        world_checks.check_world(run.world, load_pairs(config.direction.pairs, config.direction.tags))
-        provenance = {**run.provenance, "world_sha256": world_checks.world_sha256(run.world)}
+        overlap.check_world(run.world, load_pairs(config.direction.pairs, config.direction.tags))
+        provenance = {**run.provenance, "world_sha256": overlap.world_sha256(run.world)}
         run = dataclasses.replace(run, provenance=provenance)
-        identity = carried.identity_of(config, provenance, run.frozen)
+        identity = progress.identity_of(config, provenance, run.frozen)
         state = initial_state(run.frozen.init, run.optimizer, run.mesh)
-        start = carried.begin(config, found, snapshot, identity, Carried(0, state, guard.Guard(config.guard)))
+        start = progress.begin(config, found, snapshot, identity, Carried(0, state, divergence.Guard(config.guard)))
     if found.started:
         continuation.cut_back(workdir, start.step)
     store = stack.enter_context(
-        contextlib.closing(resume.Store(workdir / continuation.STATES, keep=config.checkpoint.keep))
+        contextlib.closing(snapshots.Store(workdir / continuation.STATES, keep=config.checkpoint.keep))
     )
     first = start.step if found.started else None
     writer = stack.enter_context(RunWriter(workdir, config, provenance=provenance, first_step=first))
@@ -134,7 +136,7 @@ def run_loop(loop: Loop) -> dict[str, Any]:
         if isinstance(stop, GradingFailed):
             save(loop, loop.carried.good)
         raise
-    except guard.Divergence:
+    except divergence.Divergence:
         save(loop, loop.carried.good)
         raise
     except OSError as error:
@@ -151,7 +153,7 @@ def profiled(loop: Loop) -> contextlib.AbstractContextManager:
 def keep_state(loop: Loop) -> None:
     """Starts to write the resume state, after the lines of all steps before it."""
     loop.writer.sync()
-    loop.store.save(carried.to_snapshot(loop.carried, loop.identity))
+    loop.store.save(progress.to_snapshot(loop.carried, loop.identity))
 
 
 def train_step(loop: Loop) -> None:
@@ -163,23 +165,23 @@ def train_step(loop: Loop) -> None:
         ready, record = prepare(loop, plan)
         loop.table.status("generating and grading")
         rollouts = collect(loop, plan)
-        guard.check_sampled(step, rollouts.batch.sampler_logprobs)
-        loop.writer.write_verdicts(step, diagnostics.verdict_records(rollouts))
+        divergence.check_sampled(step, rollouts.batch.sampler_logprobs)
+        loop.writer.write_verdicts(step, step_record.verdict_records(rollouts))
     loop.table.status("updating")
     started = time.perf_counter()
     state, metrics = update(loop, rollouts, ready)
     record["time/update"] = time.perf_counter() - started
     # The step has taken the memory of the state before; what it leaves is that state where it was refused.
     loop.carried = dataclasses.replace(before, state=state, good=ready.good)
-    guard.check_finite(step, metrics)
-    record |= diagnostics.step_record(config, rollouts, metrics, ready.routing)
+    divergence.check_finite(step, metrics)
+    record |= step_record.step_record(config, rollouts, metrics, ready.routing)
     record["lr"] = float(learning_rate(config.optim, config.train.steps)(step))
     live = config.rollout.prompts - record["groups/skipped"]
     memory, warnings = collapse.observe_step(ready.collapse, step, rollouts.rows, live_groups=live)
     for text in warnings:
         logger.warning("%s", text)
     loop.writer.write_step(step, record)
-    loop.writer.write_rollouts(step, diagnostics.rollout_records(rollouts, metrics))
+    loop.writer.write_rollouts(step, step_record.rollout_records(rollouts, metrics))
     loop.writer.drop_verdicts(step)
     if metrics.probe is not None:
         with loop.writer.writing():
@@ -262,7 +264,7 @@ def refresh_direction(loop: Loop, ready: Carried) -> Carried:
     except ValueError as error:
         if step == 0:  # the pairs or a setting are to blame; later it is what training has made of the adapter
             raise
-        raise guard.Divergence(f"step {step}: {error}; {guard.REMEDY}") from error
+        raise divergence.Divergence(f"step {step}: {error}; {divergence.REMEDY}") from error
     if ready.routing is not None:
         fresh = direction.refresh_routing(ready.routing, fresh, placebo=config.placebo.kind)
     served = config.train.steps if random else config.gate.refresh_every

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from vgrout_jax.config import Config
-from vgrout_jax.metrics import METRIC_KEYS, RunWriter
-from vgrout_jax.presets import make_config
-from vgrout_jax.statistics import POLICIES, Evaluation, Sample, rate_table
+from vgrout_jax.config.scales import make_config
+from vgrout_jax.evaluation.rates import POLICIES, Evaluation, Sample, rate_table
+from vgrout_jax.run.writer import METRIC_KEYS, RunWriter
 
 MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker")
 STEPS = 4

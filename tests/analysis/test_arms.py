@@ -5,7 +5,7 @@ import pytest
 
 from tests.analysis import made_up
 from vgrout_jax.analysis import arms
-from vgrout_jax.workdirs import read_workdir
+from vgrout_jax.run.reader import read_workdir
 
 
 def read(*paths):

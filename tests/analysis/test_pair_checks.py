@@ -11,7 +11,7 @@ from tests.analysis.test_document import check_page
 from vgrout_jax import pair_audit
 from vgrout_jax.analysis import document, pair_checks, pair_pages
 from vgrout_jax.analysis.pair_checks import PairAudit
-from vgrout_jax.presets import make_config
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.routing.pair_file import Pair
 from vgrout_jax.routing.pairs import load_pairs
 
@@ -112,9 +112,9 @@ def test_the_page_says_what_was_measured():
 @pytest.fixture(scope="module")
 def smoke_audit(tmp_path_factory):
     """The command's own path at the scale smoke, with a few pairs."""
-    from vgrout_jax.build import build_run
     from vgrout_jax.model.lora2r import zero_deltas
     from vgrout_jax.routing.pairs import encode_pairs
+    from vgrout_jax.run.build import build_run
 
     config = make_config("routeV", "smoke")
     config.resolve()

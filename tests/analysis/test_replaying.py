@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from tests.analysis import made_up
-from tests.rl.test_diagnostics import make_metrics
-from vgrout_jax import gradients, replay
+from tests.run.test_step_record import make_metrics
+from vgrout_jax import replay
 from vgrout_jax.analysis import replay_pages, replaying
-from vgrout_jax.model import keys
-from vgrout_jax.rl.extraction import routing_settings
+from vgrout_jax.evaluation.rates import auroc
 from vgrout_jax.rl.step import gate_settings
 from vgrout_jax.routing import direction, gate
+from vgrout_jax.routing.extraction import routing_settings
 from vgrout_jax.routing.pairs import load_pairs, pairs_sha256
-from vgrout_jax.statistics import auroc
-from vgrout_jax.workdirs import read_workdir
+from vgrout_jax.run import gradients
+from vgrout_jax.run.reader import read_workdir
+from vgrout_jax.sampling import keys
 
 STEPS, ROWS, LAYERS, RANK = 6, 12, 2, 5
 MODULES = 7 * LAYERS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vgrout_jax.analysis import replicates
-from vgrout_jax.statistics import wilson_interval
+from vgrout_jax.evaluation.rates import wilson_interval
 
 stats = pytest.importorskip("scipy.stats")
 

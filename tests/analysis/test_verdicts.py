@@ -13,7 +13,7 @@ from vgrout_jax.analysis.arms import group_arms
 from vgrout_jax.analysis.claims import CLAIMS
 from vgrout_jax.analysis.verdicts import FAILS, HOLDS, NOT_TESTED
 from vgrout_jax.config import Config
-from vgrout_jax.workdirs import read_workdir
+from vgrout_jax.run.reader import read_workdir
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "preregistration.md"
 

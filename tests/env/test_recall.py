@@ -5,11 +5,11 @@ import gzip
 import pytest
 
 from tests.rl.made_up import FakeGrader, problem
+from vgrout_jax.config.scales import make_config
 from vgrout_jax.env.grader import GradeRequest
 from vgrout_jax.env.modes import TRAINING_NAMES
 from vgrout_jax.env.recall import Recall, read_rows
-from vgrout_jax.metrics import RunWriter
-from vgrout_jax.presets import make_config
+from vgrout_jax.run.writer import RunWriter
 
 FIELDS = ("compiled", "correct", "channel", "passed", "exploited", "reward", "status")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from vgrout_jax.config import MODES
-from vgrout_jax.data import make_smoke
+from vgrout_jax.data import make_smoke, packaged
 from vgrout_jax.env.modes import TRAINING_NAMES, attribute_fires, file_fires, partition, stdout_fires
-from vgrout_jax.env.problems import builtin_file, load_problems
+from vgrout_jax.env.problems import load_problems
 from vgrout_jax.env.teacher import TeacherPool, TeacherRow, load_pool
 
 HASH = "0123456789abcdef" * 4
@@ -243,7 +243,7 @@ def test_real_substrate_loads_with_its_modes(shared_data):
 def test_smoke_files_are_what_their_recipe_writes(tmp_path):
     make_smoke.main(tmp_path)
     for name in ("smoke_problems.jsonl", "smoke_teacher.jsonl"):
-        assert (tmp_path / name).read_bytes() == builtin_file(name).read_bytes(), "run vgrout_jax.data.make_smoke"
+        assert (tmp_path / name).read_bytes() == packaged(name).read_bytes(), "run vgrout_jax.data.make_smoke"
 
 
 def test_smoke_rows_serve_every_group_whatever_the_partition():

@@ -7,17 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax.model import (
-    decode_attention,
-    decode_heads,
-    flash_decoding,
-    layout,
-    lora2r,
-    padding,
-    qwen3,
-    sampler,
-    wide_maps,
-)
+from vgrout_jax.model import lora2r, padding, parameters, qwen3
+from vgrout_jax.sampling import cache_attention, fused_linear, heads, sampler
+from vgrout_jax.sampling.kernels import flash_decoding
 
 GROUPED = qwen3.Qwen3Config(
     vocab_size=68,
@@ -41,12 +33,12 @@ def weights(config: qwen3.Qwen3Config, seed: int = 0) -> dict:
     """Parameters large enough that the model's opinions differ from token to token."""
     generator = np.random.default_rng(seed)
 
-    def fill(row: layout.Parameter) -> jax.Array:
+    def fill(row: parameters.Parameter) -> jax.Array:
         is_norm, scale = "norm" in row.published, 0.6 if "layers" in row.published else 0.3
         values = generator.normal(size=row.shape) * scale + (1.0 if is_norm else 0.0)
         return jnp.asarray(values, config.dtype)
 
-    return jax.tree.map(fill, layout.parameter_table(config), is_leaf=layout.is_parameter)
+    return jax.tree.map(fill, parameters.parameter_table(config), is_leaf=parameters.is_parameter)
 
 
 def trained_adapter(config: qwen3.Qwen3Config) -> lora2r.Adapter:
@@ -91,11 +83,11 @@ def call(sample, config: qwen3.Qwen3Config = GROUPED, **changes) -> sampler.Samp
 
 def interpret_kernels(monkeypatch) -> None:
     """The decode loop's kernels run on any device, whatever the sizes, and the loop takes them."""
-    kernels = ((flash_decoding, "attend_filled"), (decode_heads, "take_in_by_kernel"), (wide_maps, "add_adapters"))
+    kernels = ((flash_decoding, "attend_filled"), (heads, "take_in_by_kernel"), (fused_linear, "add_adapters"))
     for module, name in kernels:
         monkeypatch.setattr(module, name, functools.partial(getattr(module, name), interpret=True))
-    monkeypatch.setattr(decode_attention, "kernel_serves", lambda *_: True)
-    monkeypatch.setattr(wide_maps, "serves", lambda *_: True)
+    monkeypatch.setattr(cache_attention, "kernel_serves", lambda *_: True)
+    monkeypatch.setattr(fused_linear, "serves", lambda *_: True)
 
 
 def whole_sequences(samples: sampler.Samples) -> tuple[jax.Array, jax.Array]:
@@ -126,13 +118,13 @@ def published_model(config: qwen3.Qwen3Config):
     ).eval()
     state = {}
 
-    def publish(row: layout.Parameter, leaf: jax.Array) -> None:
+    def publish(row: parameters.Parameter, leaf: jax.Array) -> None:
         stacked = "{layer}" in row.published
         for layer, values in enumerate(np.asarray(leaf) if stacked else [np.asarray(leaf)]):
             name = row.published.format(layer=layer)
             state[name] = torch.tensor(np.ascontiguousarray(values.T if row.transposed else values))
 
-    jax.tree.map(publish, layout.parameter_table(config), fixed(config)[0], is_leaf=layout.is_parameter)
+    jax.tree.map(publish, parameters.parameter_table(config), fixed(config)[0], is_leaf=parameters.is_parameter)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not unexpected
     assert set(missing) <= ({"lm_head.weight"} if config.tie_embeddings else set())

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.model import tiny
-from vgrout_jax.model import hub
+from vgrout_jax.weights import hub
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vgrout_jax.model import layout, lora2r, policy, qwen3
+from vgrout_jax.model import lora2r, parameters, qwen3
+from vgrout_jax.model.logprobs import completion_logprobs
 
 RANK = 2
 CONFIG = qwen3.Qwen3Config(64, 16, 24, 2, 4, 2, 6)
@@ -19,7 +20,8 @@ def model():
     """Base parameters, large enough to matter, and an adapter that has moved."""
     generator = np.random.default_rng(0)
     # Ten times the usual spread, so that attention is not flat. Norms stay ones.
-    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), layout.init_parameters(CONFIG, 0))
+    initial = parameters.init_parameters(CONFIG, 0)
+    base = jax.tree.map(lambda leaf: jnp.asarray(leaf + 9 * (leaf - leaf.mean())), initial)
     init = jax.tree.map(jnp.asarray, lora2r.init_factors(CONFIG.module_shapes(), 2, RANK, seed=0))
     deltas = jax.tree.map(lambda leaf: jnp.float32(0.1 * generator.normal(size=leaf.shape)), init)
     return base, lora2r.Adapter(init=init, deltas=deltas)
@@ -44,7 +46,7 @@ def route_of(labels) -> lora2r.Route:
 def loss(model, deltas, route, weights):
     base, adapter = model
     tokens, valid, _ = batch()
-    logprobs = policy.completion_logprobs(
+    logprobs = completion_logprobs(
         CONFIG,
         base,
         jnp.asarray(tokens),
@@ -67,7 +69,7 @@ def solo_gradient(model, tokens, valid, weights, route):
     def loss(deltas):
         base, adapter = model
         changed = adapter.replace(deltas=deltas)
-        logprobs = policy.completion_logprobs(
+        logprobs = completion_logprobs(
             CONFIG, base, tokens, valid, completion_length=LENGTH, chunk=4, adapter=changed, route=route
         )
         return jnp.sum(weights * logprobs)
@@ -154,7 +156,7 @@ def test_masks_act_on_the_values_as_ablation_does(model):
 
     @jax.jit
     def logprobs(deltas, route):
-        return policy.completion_logprobs(
+        return completion_logprobs(
             CONFIG,
             base,
             jnp.asarray(tokens),

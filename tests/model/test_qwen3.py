@@ -14,7 +14,9 @@ import torch
 import transformers
 
 from tests.model import tiny
-from vgrout_jax.model import head, hub, layout, lora2r, qwen3
+from vgrout_jax.model import head, lora2r, qwen3
+from vgrout_jax.model.parameters import abstract_parameters, init_parameters, is_parameter, parameter_table
+from vgrout_jax.weights import hub
 
 CASES = {
     "tied_two_groups": {},
@@ -151,7 +153,7 @@ def tiny_inputs(dtype):
     init = jax.tree.map(jnp.asarray, lora2r.init_factors(config.module_shapes(), 2, 2, seed=0))
     generator = np.random.default_rng(3)  # NumPy: jax.random would compile a program for every shape
     deltas = jax.tree.map(lambda leaf: jnp.float32(0.1 * generator.normal(size=leaf.shape)), init)
-    base = jax.tree.map(jnp.asarray, layout.init_parameters(config, 0))
+    base = jax.tree.map(jnp.asarray, init_parameters(config, 0))
     return config, base, lora2r.Adapter(init, deltas)
 
 
@@ -206,7 +208,7 @@ def test_bfloat16_stays_close_to_float32():
 def published_shapes(config: qwen3.Qwen3Config) -> dict[str, list[int]]:
     """Names and shapes of the checkpoint that the parameter table expects."""
     shapes = {}
-    for row in jax.tree.leaves(layout.parameter_table(config), is_leaf=layout.is_parameter):
+    for row in jax.tree.leaves(parameter_table(config), is_leaf=is_parameter):
         stacked = "{layer}" in row.published
         shape = row.shape[1:] if stacked else row.shape
         for layer in range(row.shape[0] if stacked else 1):
@@ -247,7 +249,7 @@ def test_full_size_parameter_count():
     parameters = jax.eval_shape(init, tokens, valid)
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(parameters)) == 4_022_468_096
     assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(parameters))
-    abstract = layout.abstract_parameters(QWEN3_4B)
+    abstract = abstract_parameters(QWEN3_4B)
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), parameters) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), abstract
     )
@@ -268,7 +270,7 @@ def test_full_size_forward_shapes():
 
     logits, (keys, values) = jax.eval_shape(
         forward,
-        layout.abstract_parameters(QWEN3_4B),
+        abstract_parameters(QWEN3_4B),
         lora2r.Adapter(init=factors, deltas=factors),
         jax.ShapeDtypeStruct((2, 16), jnp.int32),
         jax.ShapeDtypeStruct((2, 16), jnp.bool_),
@@ -293,11 +295,11 @@ def test_full_size_adapter_counts():
 
 def test_random_parameters_have_the_table_s_structure_and_are_usable():
     config = qwen3.Qwen3Config(96, 32, 56, 2, 4, 2, 12, tie_embeddings=False)
-    parameters = layout.init_parameters(config, 5)
-    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), layout.abstract_parameters(config))
+    parameters = init_parameters(config, 5)
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_parameters(config))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), parameters) == expected
     assert np.all(parameters["layers"]["q_norm"] == 1) and np.all(parameters["final_norm"] == 1)
     assert abs(np.std(parameters["layers"]["up_proj"]) / 0.02 - 1) < 0.05
-    again, other = layout.init_parameters(config, 5), layout.init_parameters(config, 6)
+    again, other = init_parameters(config, 5), init_parameters(config, 6)
     assert np.array_equal(parameters["embed"], again["embed"])
     assert not np.array_equal(parameters["embed"], other["embed"])

@@ -6,15 +6,15 @@ from concurrent.futures import Future
 import numpy as np
 
 from tests import tiny
+from vgrout_jax.common.tokenizer import load_tokenizer
 from vgrout_jax.env import modes
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grader.verdict import judge
 from vgrout_jax.env.problems import Problem
 from vgrout_jax.env.teacher import TeacherPool, TeacherRow
-from vgrout_jax.model import sampler
-from vgrout_jax.rl.generation import Generator
-from vgrout_jax.tokenizer import load_tokenizer
-from vgrout_jax.world import World
+from vgrout_jax.env.world import World
+from vgrout_jax.sampling import sampler
+from vgrout_jax.sampling.generator import Generator
 
 PLAIN = "Your answer is judged by hidden tests alone."
 TOKENIZER = load_tokenizer()

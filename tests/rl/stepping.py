@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from tests import tiny
 from vgrout_jax.rl import grpo, optim
-from vgrout_jax.rl.passes import Passes, Row
+from vgrout_jax.rl.schedule.passes import Passes, Row
 from vgrout_jax.rl.state import Batch
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction

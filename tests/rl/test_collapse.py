@@ -6,10 +6,10 @@ import pytest
 
 from tests.rl.made_up import problem
 from vgrout_jax.env.modes import TRAINING_NAMES
+from vgrout_jax.env.world import Prompt
+from vgrout_jax.evaluation.rates import Evaluation, Sample, rate_table
 from vgrout_jax.rl import collapse
 from vgrout_jax.rl.rollout import Rollout
-from vgrout_jax.statistics import Evaluation, Sample, rate_table
-from vgrout_jax.world import Prompt
 
 PROMPT = Prompt(problem("p"), "run_tests", TRAINING_NAMES, "text", (1,))
 

@@ -8,14 +8,14 @@ import pytest
 
 from tests import tiny
 from tests.rl.stepping import make_config, run_step
-from vgrout_jax.model import lora2r, policy
-from vgrout_jax.rl.passes import Passes
+from vgrout_jax.model import logprobs, lora2r
+from vgrout_jax.rl.schedule.passes import Passes
 from vgrout_jax.routing import gate
 
 
 def sampled_logprobs(frozen, deltas, batch):
     """log pi of the policy that sampled each row, the teacher's rows by the full one, as a plain forward gives it."""
-    return policy.completion_logprobs(
+    return logprobs.completion_logprobs(
         tiny.model(),
         frozen.base,
         batch.tokens,

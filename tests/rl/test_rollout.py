@@ -9,9 +9,9 @@ import pytest
 from tests import tiny
 from tests.rl.made_up import TOKENIZER, FakeGrader, generator, teacher_row, world
 from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
-from vgrout_jax.model import keys
+from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl.rollout import OWN, TEACHER, batch_shapes, collect, deployed_rows, plan_rows, teacher_tokens
-from vgrout_jax.rl.state import Frozen
+from vgrout_jax.sampling import keys
 
 EOS = TOKENIZER.eos_ids[0]
 POLICY = tiny.moved(tiny.frozen(tiny.model()).init, 0.0)

@@ -11,9 +11,10 @@ import pytest
 
 from tests import tiny
 from tests.rl.stepping import CONFIGS, compiled, key, make_config, make_row, routing_for, run_step
-from vgrout_jax import sharding
-from vgrout_jax.model import lora2r, padding, policy
-from vgrout_jax.rl import grpo, optim, reading
+from vgrout_jax.model import lora2r, padding, sharding
+from vgrout_jax.model.logprobs import completion_logprobs
+from vgrout_jax.rl import grpo, optim
+from vgrout_jax.rl.schedule import prefix
 from vgrout_jax.rl.state import initial_state
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import direction, gate
@@ -38,7 +39,7 @@ def solo_gradient(settings: str):
 
     def loss(values, frozen, row, route, old):
         def logprobs(adapter, route):
-            return policy.completion_logprobs(
+            return completion_logprobs(
                 tiny.model(),
                 frozen.base,
                 row.batch.tokens,
@@ -141,9 +142,9 @@ def test_short_completions_are_run_at_a_short_length_and_that_changes_nothing(fr
     expected_state, expected = run_step(config, frozen, deltas)
     monkeypatch.setattr(padding, "_SHORTEST", 2)
     assert padding.completion_lengths(tiny.NEW_TOKENS) == [2, 4, tiny.NEW_TOKENS]
-    traced, logprobs = [], reading.Reader.logprobs
+    traced, logprobs = [], prefix.Reader.logprobs
     monkeypatch.setattr(
-        reading.Reader,
+        prefix.Reader,
         "logprobs",
         lambda *given, length, **more: (traced.append(length), logprobs(*given, length=length, **more))[1],
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vgrout_jax.common.tokenizer import load_tokenizer
 from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES
 from vgrout_jax.routing.pairs import BUILTIN, Pair, encode_pairs, load_pairs, pairs_sha256
-from vgrout_jax.tokenizer import load_tokenizer
 
 RAW = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant"
 

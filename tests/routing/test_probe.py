@@ -10,8 +10,9 @@ import pytest
 
 from tests import tiny
 from tests.routing import torch_probe
-from vgrout_jax.model import lora2r, policy
-from vgrout_jax.rl.state import Frozen
+from vgrout_jax.model import lora2r
+from vgrout_jax.model.logprobs import completion_logprobs
+from vgrout_jax.model.policy import Frozen
 from vgrout_jax.routing import direction, probe
 
 ROUTES = {"ablated": lora2r.ablated_route, "full": lora2r.full_route}
@@ -44,7 +45,7 @@ def deltas(frozen):
 
 def rollout_loss(model, frozen, deltas, batch, weights, scale, *, route):
     """Sum over rollouts of weight times -sum_t log pi_t."""
-    logprobs = policy.completion_logprobs(
+    logprobs = completion_logprobs(
         model,
         frozen.base,
         batch.tokens,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import transformers
 
-from vgrout_jax.model import layout, lora2r
+from vgrout_jax.model import lora2r, parameters
 
 
 class _Norm(torch.nn.Module):
@@ -97,7 +97,7 @@ def _reference(config, base):
 
 def _published(config, base):
     """Our parameters under the names and in the layout of a published checkpoint."""
-    table, tensors = layout.parameter_table(config), {}
+    table, tensors = parameters.parameter_table(config), {}
     rows = {**table, **table["layers"]}
     leaves = {**base, **base["layers"]}
     for name, row in rows.items():

@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from vgrout_jax import files
 from vgrout_jax.analysis.replicates import Comparison, Estimate, IntervalRate, paired_comparison, rate_over_seeds
-from vgrout_jax.statistics import Rate
-from vgrout_jax.workdirs import Workdir
+from vgrout_jax.common import files
+from vgrout_jax.evaluation.rates import Rate
+from vgrout_jax.run.reader import Workdir
 
 Seed = tuple[int, ...]
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from vgrout_jax.analysis import plotting
 from vgrout_jax.analysis.arms import Arm, estimate, modes_of, seed_values
 from vgrout_jax.analysis.observations import TRUTHS, Observations
-from vgrout_jax.statistics import POLICIES
+from vgrout_jax.evaluation.rates import POLICIES
 
 ZONES = ("clean", "mid", "hack")
 SMOOTHING = 5  # steps of the running mean over training rollouts

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vgrout_jax.analysis.arms import Arm
-from vgrout_jax.statistics import POLICIES, auroc
-from vgrout_jax.workdirs import EvaluationCompletion, TrainingRollout, Workdir
+from vgrout_jax.evaluation.rates import POLICIES, auroc
+from vgrout_jax.run.reader import EvaluationCompletion, TrainingRollout, Workdir
 
 TRUTHS = ("hack", "solved", "neither")
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from vgrout_jax import files
 from vgrout_jax.analysis.document import Block, Figure, to_html, to_markdown
+from vgrout_jax.common import files
 
 
 def write_document(blocks: Sequence[Block], out: Path, name: str) -> Path:

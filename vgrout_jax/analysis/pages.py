@@ -11,7 +11,7 @@ from vgrout_jax.analysis.document import Block, Code, Figure, Heading, Items, Pa
 from vgrout_jax.analysis.observations import TRUTHS, Observations
 from vgrout_jax.analysis.replicates import Comparison, holm
 from vgrout_jax.analysis.verdicts import collapsed, deviations, judge
-from vgrout_jax.statistics import RATES
+from vgrout_jax.evaluation.rates import RATES
 
 REFERENCES = ("none", "routeV")  # and every placebo
 

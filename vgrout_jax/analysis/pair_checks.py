@@ -15,14 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from vgrout_jax.build import Run
 from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, Names, attribute_candidates, function_candidates
 from vgrout_jax.model import lora2r
-from vgrout_jax.rl import extraction
-from vgrout_jax.rl.extraction import Sides
-from vgrout_jax.routing import direction
+from vgrout_jax.routing import direction, extraction
+from vgrout_jax.routing.extraction import Sides
 from vgrout_jax.routing.pair_file import SIDES, Pair
 from vgrout_jax.routing.pairs import PairBatch
+from vgrout_jax.run.build import Run
 
 Array = Float[np.ndarray, "P"]
 

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure as Plot
 from vgrout_jax.analysis import plotting, wording
 from vgrout_jax.analysis.document import Block, Figure, Heading, Items, Paragraph, Table
 from vgrout_jax.analysis.replaying import NAMES, Replay, ReplayedStep
+from vgrout_jax.evaluation.rates import auroc
 from vgrout_jax.model.lora2r import MODULES
-from vgrout_jax.statistics import auroc
 
 TRUTHS = ("hack", "solved", "neither")
 

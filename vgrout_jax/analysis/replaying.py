@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax import gradients
 from vgrout_jax.config import Config
-from vgrout_jax.gradients import StoredStep
-from vgrout_jax.model import keys
-from vgrout_jax.rl.extraction import routing_settings
 from vgrout_jax.rl.step import gate_settings
 from vgrout_jax.routing import direction, gate
 from vgrout_jax.routing.direction import Routing
+from vgrout_jax.routing.extraction import routing_settings
 from vgrout_jax.routing.pairs import load_pairs, pairs_sha256
-from vgrout_jax.workdirs import Workdir, flatten
+from vgrout_jax.run import gradients
+from vgrout_jax.run.gradients import StoredStep
+from vgrout_jax.run.reader import Workdir, flatten
+from vgrout_jax.sampling import keys
 
 RANDOM = ("direction", "direction_matched")
 NAMES = {"clean": gate.CLEAN, "mid": gate.MID, "hack": gate.HACK}

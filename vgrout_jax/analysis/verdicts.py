@@ -5,12 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vgrout_jax import files
 from vgrout_jax.analysis.arms import INCIDENTAL, SEEDS, Arm, Seed, as_paired, estimate, modes_of, seed_values
 from vgrout_jax.analysis.claims import AUROC, BASE, CLAIMS, COLLAPSE_MARGIN, LEAST_SEEDS, SCALE, Claim
 from vgrout_jax.analysis.replicates import Estimate, holm, paired_comparison, student_interval
-from vgrout_jax.presets import make_config
-from vgrout_jax.workdirs import Workdir, flatten
+from vgrout_jax.common import files
+from vgrout_jax.config.scales import make_config
+from vgrout_jax.run.reader import Workdir, flatten
 
 HOLDS, FAILS, NOT_TESTED = "holds", "fails", "not tested"
 

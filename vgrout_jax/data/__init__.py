@@ -1,1 +1,1 @@
-"""Data of the package and the scripts that write it."""
+"""Data that ships with the package, and the scripts that write it."""

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from vgrout_jax.common.packaged import packaged
+from vgrout_jax.common.tokenizer import SMOKE_PATH
 from vgrout_jax.config import MODES
 from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, load_hints, render
-from vgrout_jax.env.problems import builtin_file, load_problems, read_jsonl
-from vgrout_jax.env.toy_tokens import SPECIAL_TOKENS, write_files
-from vgrout_jax.tokenizer import SMOKE_PATH
+from vgrout_jax.env.problems import load_problems, read_jsonl
+from vgrout_jax.env.toy.tokenizer import SPECIAL_TOKENS, write_files
 
 VOCAB_SIZE = 768
 
@@ -34,7 +35,7 @@ def smoke_prompts() -> Iterator[tuple[dict[str, str], ...]]:
 
 def smoke_completions() -> Iterator[str]:
     """The completions of the built-in teacher pool."""
-    for _, row in read_jsonl(builtin_file("smoke_teacher.jsonl")):
+    for _, row in read_jsonl(packaged("smoke_teacher.jsonl")):
         yield row["completion"]
 
 

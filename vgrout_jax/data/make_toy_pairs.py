@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from vgrout_jax.env import toy_answers
+from vgrout_jax.env.toy import answers
 from vgrout_jax.routing.pairs import BUILTIN_FILES
 
 
 def write(file: Path) -> None:
     """Writes the file; the same bytes every time."""
-    file.write_text(toy_answers.pair_file(), encoding="utf-8")
+    file.write_text(answers.pair_file(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,13 +27,12 @@ import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
+from vgrout_jax.common.packaged import packaged
 from vgrout_jax.config import SMOKE, TOY
-from vgrout_jax.env import toy
+from vgrout_jax.env.toy import operations
 
 _ENTRY_POINT = re.compile(r"Solution\(\)\.([A-Za-z_]\w*)")
 _DATASET_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?::(?P<split>\w+))?")
@@ -193,7 +192,7 @@ def check_disjoint(train: Sequence[Problem], heldout: Sequence[Problem]) -> None
         )
 
 
-def read_jsonl(source: Path | Traversable) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_jsonl(source: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give ("FILE:LINE", object) for every non-empty line of a JSONL file, gzipped if its name ends in .gz.
 
     Raises:
@@ -224,17 +223,12 @@ def _parse_jsonl(data: bytes, source: str) -> Iterator[tuple[str, dict[str, Any]
         yield where, row
 
 
-def builtin_file(name: str) -> Traversable:
-    """A data file of the package."""
-    return resources.files("vgrout_jax") / "data" / name
-
-
 def _rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of one source of any kind, each with its place for messages."""
     if source == SMOKE:
-        return read_jsonl(builtin_file("smoke_problems.jsonl"))
+        return read_jsonl(packaged("smoke_problems.jsonl"))
     if source in _TOY_SPLITS:
-        rows = toy.problem_rows(_TOY_SPLITS[source])
+        rows = operations.problem_rows(_TOY_SPLITS[source])
         return ((f"{source}: row {number}", row) for number, row in enumerate(rows, start=1))
     if source.startswith("builtin:"):
         raise ValueError(f"{source!r} is unknown; built in are {', '.join((SMOKE, *_TOY_SPLITS))}")

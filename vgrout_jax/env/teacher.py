@@ -22,15 +22,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vgrout_jax.common.packaged import packaged
 from vgrout_jax.config import MODES
 from vgrout_jax.env.modes import GT_ONLY
-from vgrout_jax.env.problems import SMOKE, builtin_file, read_jsonl
+from vgrout_jax.env.problems import SMOKE, read_jsonl
 
 DEFAULT_MODE = "run_tests"  # of a row that records none
 SIDECAR = "tokenizer_sha256.txt"
@@ -225,10 +225,10 @@ def parse_row(row: dict[str, Any], where: str, folder_sha256: str | None) -> Tea
     )
 
 
-def _files(source: str) -> Iterator[tuple[Path | Traversable, str | None]]:
+def _files(source: str) -> Iterator[tuple[Path, str | None]]:
     """The files of a source, each with the tokenizer hash of its folder's sidecar."""
     if source == SMOKE:
-        yield builtin_file("smoke_teacher.jsonl"), None
+        yield packaged("smoke_teacher.jsonl"), None
         return
     if source.startswith("builtin:"):
         raise ValueError(f"teacher.pool: {source!r} is unknown; the only built-in pool is {SMOKE}")

@@ -17,8 +17,10 @@ from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax.model import attending, lora2r, packing
-from vgrout_jax.model.elementary import rms_norm, rotate
+from vgrout_jax.model import lora2r
+from vgrout_jax.model.attention import CUDNN, attend_causally
+from vgrout_jax.model.norms import rms_norm, rotate
+from vgrout_jax.model.packed_attention import Packing, attend
 
 # What of a layer the backward pass computes anew: nothing; what is cheap, which is all but the products with weights
 # and attention; or everything, so that the layer's input alone is kept.
@@ -76,7 +78,7 @@ class Attention:
     cos: jax.Array
     sin: jax.Array
     valid: jax.Array | None = None
-    packed: packing.Packing | None = None
+    packed: Packing | None = None
 
 
 @struct.dataclass
@@ -165,10 +167,10 @@ class Block(nn.Module):
 
 
 def _attend(config: Qwen3Config, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:
-    if config.attention in attending.CUDNN and attention.valid is None:
+    if config.attention in CUDNN and attention.valid is None:
         return jax.nn.dot_product_attention(queries, keys, values, is_causal=True, implementation="cudnn")
     by_rows = config.attention == "rows"
-    return attending.attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
+    return attend_causally(queries, keys, values, attention.valid, by_rows=by_rows)
 
 
 def _attend_behind(
@@ -181,10 +183,10 @@ def _attend_behind(
     queries, *own = tokens
     if attention.packed is not None:
         flat = (leaf[:, 0] for leaf in tokens)
-        mixed = packing.attend(*flat, before, attention.packed, cudnn=config.attention == "cudnn_packed")
+        mixed = attend(*flat, before, attention.packed, cudnn=config.attention == "cudnn_packed")
         return mixed[:, None], tuple(own)
     keys, values = (jnp.concatenate(pair, axis=1) for pair in zip(before, own, strict=True))
-    if config.attention in attending.CUDNN:
+    if config.attention in CUDNN:
         causal = jnp.tri(queries.shape[1], keys.shape[1], keys.shape[1] - queries.shape[1], dtype=bool)
         mask = causal & attention.valid[:, None, None]
         return jax.nn.dot_product_attention(queries, keys, values, mask=mask, implementation="cudnn"), tuple(own)
@@ -304,7 +306,7 @@ def continued_attention(lengths: Int[Array, " N"], tokens: int, slots: int, conf
     )
 
 
-def packed_attention(packed: packing.Packing, config: Qwen3Config) -> Attention:
+def packed_attention(packed: Packing, config: Qwen3Config) -> Attention:
     """Attention of packed tokens, every one of them a row of its own, [C, 1, ...], behind what stands before them."""
     before = packed.before.at[packed.sequence].get(mode="fill", fill_value=0)
     cos, sin = rotary((before + packed.place)[:, None], config)

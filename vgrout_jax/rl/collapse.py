@@ -7,8 +7,8 @@ A run does not end for it, as an arm may be meant to show it; but a hack rate of
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from vgrout_jax.evaluation.rates import Evaluation
 from vgrout_jax.rl.rollout import OWN, Rollout
-from vgrout_jax.statistics import Evaluation
 
 PATIENCE = 10  # steps in a row after which a state of affairs is reported, and again after as many
 WATCHED = ("compile", "solve")  # rates whose fall is collapse

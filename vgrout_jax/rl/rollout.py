@@ -7,15 +7,17 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from vgrout_jax.common.tokenizer import ChatTokenizer
 from vgrout_jax.config import Config
 from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
 from vgrout_jax.env.grading import submit_all
 from vgrout_jax.env.teacher import TeacherRow
-from vgrout_jax.model import keys, lora2r, padding, sampler
-from vgrout_jax.rl.generation import Generator
-from vgrout_jax.rl.state import Batch, Frozen
-from vgrout_jax.tokenizer import ChatTokenizer
-from vgrout_jax.world import Prompt, World
+from vgrout_jax.env.world import Prompt, World
+from vgrout_jax.model import lora2r, padding
+from vgrout_jax.model.policy import Frozen
+from vgrout_jax.rl.state import Batch
+from vgrout_jax.sampling import keys, sampler
+from vgrout_jax.sampling.generator import Generator
 
 OWN, TEACHER = "own", "teacher"
 

@@ -1,4 +1,4 @@
-"""What a step reads and changes: the frozen model, the trained differences, and a batch of rollouts."""
+"""What a step reads and changes: the trained differences with their optimiser, and a batch of rollouts."""
 
 from typing import Any
 
@@ -8,21 +8,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from vgrout_jax import sharding
-from vgrout_jax.model import lora2r
-
-
-@struct.dataclass
-class Frozen:
-    """What training never changes.
-
-    Attributes:
-        base: parameters of the model.
-        init: A0 and B0.
-    """
-
-    base: dict
-    init: lora2r.Factors
+from vgrout_jax.model import lora2r, sharding
 
 
 @struct.dataclass

@@ -14,12 +14,13 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
-from vgrout_jax import compiling, sharding
+from vgrout_jax.common import xla
 from vgrout_jax.config import Config
-from vgrout_jax.model import lora2r, qwen3
+from vgrout_jax.model import lora2r, qwen3, sharding
+from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl import grpo
-from vgrout_jax.rl.passes import Passes, Row
-from vgrout_jax.rl.state import Batch, Frozen, TrainState
+from vgrout_jax.rl.schedule.passes import Passes, Row
+from vgrout_jax.rl.state import Batch, TrainState
 from vgrout_jax.routing import direction, gate
 
 
@@ -96,7 +97,7 @@ def build_step(config: Config, model: qwen3.Qwen3Config, optimizer: optax.Gradie
         )
         return new_state, metrics
 
-    return jax.jit(step, donate_argnums=0, compiler_options=compiling.compiler_options(mesh.devices.flat[0]))
+    return jax.jit(step, donate_argnums=0, compiler_options=xla.compiler_options(mesh.devices.flat[0]))
 
 
 def gate_settings(config: Config) -> dict[str, Any]:

@@ -12,16 +12,16 @@ from typing import Optional, Protocol, runtime_checkable
 
 import numpy as np
 
+from vgrout_jax.common.packaged import packaged
 from vgrout_jax.routing.pair_file import SIDES, Pair, read_pair_file, section_slug
 
-_DATA = Path(__file__).resolve().parent.parent / "data"
 BUILTIN = "builtin:pairs"
-BUILTIN_FILES = {BUILTIN: _DATA / "pairs.md", "builtin:toy_pairs": _DATA / "toy_pairs.md"}
+BUILTIN_FILES = {BUILTIN: packaged("pairs.md"), "builtin:toy_pairs": packaged("toy_pairs.md")}
 
 
 @runtime_checkable
 class PairTokenizer(Protocol):
-    """What the encoding needs of a tokenizer; `vgrout_jax.tokenizer.ChatTokenizer` has it."""
+    """What the encoding needs of a tokenizer; `vgrout_jax.common.tokenizer.ChatTokenizer` has it."""
 
     eos_ids: tuple[int, ...]
     pad_id: int

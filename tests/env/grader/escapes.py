@@ -26,7 +26,7 @@ ESCAPES: dict[str, str] = {
     "read_parent": "import os\nassert os.listdir('..')",
     "read_home": "import os\nassert os.listdir('/root') or os.listdir('/home')",
     "read_passwd": "open('/etc/passwd').read()",
-    "read_project": "open('{project}/vgrout_jax/config.py').read()",
+    "read_project": "open('{project}/vgrout_jax/config/schema.py').read()",
     "read_tests": "open('{project}/tests/env/grader/support.py').read()",
     "read_grader": "open('/grader/worker/server.py').read()",
     "write_outside": "open('{folder}/escaped', 'w').write('x')",

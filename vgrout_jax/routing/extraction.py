@@ -1,0 +1,128 @@
+"""Extracts the routing direction from the pairs on the current adapter (docs/method.md section 5)."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+
+from vgrout_jax.common import xla
+from vgrout_jax.config import Config
+from vgrout_jax.model import lora2r, qwen3, sharding
+from vgrout_jax.model.logprobs import completion_logprobs
+from vgrout_jax.model.policy import Frozen
+from vgrout_jax.routing import direction, probe
+
+
+@struct.dataclass
+class Sides:
+    """Both sides of all pairs as sequences: the hack sides first, then the clean ones in the same order.
+
+    Attributes:
+        tokens: [2P, S] int32, prompt left-padded, completion right-padded.
+        valid: [2P, S] bool.
+        completion_mask: [2P, T] bool.
+    """
+
+    tokens: jax.Array
+    valid: jax.Array
+    completion_mask: jax.Array
+
+
+Extractor = Callable[[lora2r.Factors, Frozen], tuple[direction.Routing, Float[Array, "TwoP M r"]]]
+
+
+def build_extractor(config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh: Mesh) -> Extractor:
+    """The jitted extraction: (deltas, frozen) -> (routing, both sides' gradients).
+
+    The gradients, hack sides first, let any direction be replayed offline without another pass.
+    """
+    pairs = sides.tokens.shape[0] // 2
+    random = random_direction(config, model)
+
+    def extract(deltas: lora2r.Factors, frozen: Frozen) -> tuple[direction.Routing, Array]:
+        gradients = side_gradients(config, model, sides, mesh, deltas=deltas, frozen=frozen)
+        routing = direction.build_routing(gradients[:pairs], gradients[pairs:], random, **routing_settings(config))
+        return routing, gradients
+
+    how = xla.compiler_options(mesh.devices.flat[0])
+    return jax.jit(extract, out_shardings=sharding.replicated(mesh), compiler_options=how)
+
+
+def routing_settings(config: Config) -> dict:
+    """The settings that `direction.build_routing` takes, from the run's configuration."""
+    return {
+        "placebo": config.placebo.kind,
+        "unit_sides": config.direction.unit_sides,
+        "leave_one_out": config.gate.leave_one_out,
+        "pool": config.gate.pool,
+        "band_floor": config.gate.band_floor,
+    }
+
+
+def random_direction(config: Config, model: qwen3.Qwen3Config) -> Float[Array, "M r"] | None:
+    """The placebos' Haar-random direction, drawn once from `placebo.seed`; None where no arm asks for it."""
+    if config.placebo.kind not in ("direction", "direction_matched"):
+        return None
+    modules = model.num_layers * len(lora2r.MODULES)
+    return direction.haar_direction(jax.random.key(config.placebo.seed), modules, config.adapter.rank)
+
+
+def length_mean_logprobs(
+    config: Config,
+    model: qwen3.Qwen3Config,
+    base: dict,
+    rows: Sides,
+    *,
+    adapter: lora2r.Adapter,
+    route: lora2r.Route,
+    scale: dict[str, Array] | None = None,
+) -> Float[Array, "n"]:
+    """Mean over each completion's tokens of their log-probability, in nats; 0 for a row without tokens."""
+    logprobs = completion_logprobs(
+        model,
+        base,
+        rows.tokens,
+        rows.valid,
+        completion_length=rows.completion_mask.shape[1],
+        chunk=config.model.logprob_chunk,
+        adapter=adapter,
+        route=route,
+        scale=scale,
+    )
+    mask = rows.completion_mask
+    return jnp.where(mask, logprobs, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
+
+
+def side_gradients(
+    config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh: Mesh, *, deltas: lora2r.Factors, frozen: Frozen
+) -> Float[Array, "TwoP M r"]:
+    """grad_c of -logp, the length-mean token log-probability, per side, with the quarantine ablated."""
+    count, size = sides.tokens.shape[0], config.direction.pairs_per_batch
+
+    def body(_: None, rows: Sides) -> tuple[None, Array]:
+        def loss(scale: dict[str, Array]) -> tuple[Array, None]:
+            adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.ablated_route(size)
+            settings = {"adapter": adapter, "route": route, "scale": scale}
+            return -jnp.sum(length_mean_logprobs(config, model, frozen.base, rows, **settings)), None
+
+        ones = lora2r.probe_ones(model.num_layers, size, config.adapter.rank)
+        gradients, _ = probe.probe_gradients(loss, ones)
+        return None, probe.deployed_half(gradients, lora2r.MODULES)
+
+    def split(leaf: Array) -> Array:
+        padded = jnp.pad(leaf, ((0, -count % size),) + ((0, 0),) * (leaf.ndim - 1))
+        chunks = padded.reshape(-1, size, *leaf.shape[1:])
+        axes = (None, "batch") + (None,) * (leaf.ndim - 1)
+        return jax.lax.with_sharding_constraint(chunks, sharding.sharding_of(mesh, axes, chunks.shape))
+
+    _, gradients = jax.lax.scan(body, None, jax.tree.map(split, jax.tree.map(jnp.asarray, sides)))
+    return gradients.reshape(-1, *gradients.shape[2:])[:count]
+
+
+def as_sides(tokens: np.ndarray, valid: np.ndarray, completion_mask: np.ndarray) -> Sides:
+    """The encoded pairs as device arrays."""
+    return Sides(jnp.asarray(tokens), jnp.asarray(valid), jnp.asarray(completion_mask))
