@@ -298,7 +298,7 @@ def _factor_zeros(model: qwen3.Qwen3Config, rank: int) -> lora2r.Factors:
 
 def _routing(shape: Shape, config: Config) -> direction.Routing | None:
     """A random direction, with bands that spread the rollouts over all three zones."""
-    if config.gate.kind != "route":
+    if config.label.source != "probe":
         return None
     modules = 7 * shape.model.num_layers
     edge = jnp.zeros(modules)

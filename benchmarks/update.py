@@ -61,7 +61,13 @@ def step_of(shape: shapes.Shape, arm: str, *, kl: bool) -> Step:
 
 def step_with(shape: shapes.Shape, config: Config, device: jax.Device | None = None) -> Step:
     """The jitted step of a configuration; `device` None: on the one that JAX computes on."""
-    return build_step(config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh(device))
+    return build_step(
+        config,
+        shape.model,
+        make_optimizer(config.optim, config.train.steps),
+        shapes.mesh(device),
+        arm=make_arm(config),
+    )
 
 
 def look(shape: shapes.Shape, arm: str, *, kl: bool, arguments: tuple[Any, ...] | None = None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def main(_: Sequence[str]) -> None:
     """Checks the configuration, measures, prints and writes."""
     try:
         config, _ = run_command.resolve(run_command.CONFIG.value, "")
-        if config.gate.kind != "route" or config.placebo.kind in ("direction", "direction_matched"):
+        if config.label.source != "probe" or config.placebo.kind in ("direction", "direction_matched"):
             raise UsageError("--config must be an arm with a direction from pairs, such as configs/routeV.py")
         if OUT.value is None:
             raise UsageError("--out must name a folder, got None")

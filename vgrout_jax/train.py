@@ -25,12 +25,11 @@ from vgrout_jax.rl import collapse, divergence, rollout
 from vgrout_jax.rl.optim import learning_rate
 from vgrout_jax.rl.state import TrainState, initial_state
 from vgrout_jax.rl.step import StepMetrics
-from vgrout_jax.routing import direction
 from vgrout_jax.routing.pairs import load_pairs
 from vgrout_jax.run import continuation, gradients, overlap, preemption, progress, snapshots, step_record
-from vgrout_jax.run.build import Run, build_run
+from vgrout_jax.run.build import Run, build_run, memory_shapes
 from vgrout_jax.run.preemption import Preempted
-from vgrout_jax.run.progress import Carried
+from vgrout_jax.run.progress import Progress
 from vgrout_jax.run.terminal import StepTable, final_table
 from vgrout_jax.run.writer import RunWriter
 from vgrout_jax.sampling import keys
@@ -51,7 +50,7 @@ class Loop:
         store: of resume states.
         signals: asks where a step may be given up.
         identity: what a resume state says of the run.
-        carried: what the steps done have left; replaced by each step as a whole.
+        progress: what the steps done have left; replaced by each step as a whole.
     """
 
     run: Run
@@ -61,7 +60,7 @@ class Loop:
     store: snapshots.Store
     signals: preemption.Watch
     identity: dict[str, Any]
-    carried: Carried
+    progress: Progress
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -106,7 +105,9 @@ def open_loop(
         run = dataclasses.replace(run, provenance=provenance)
         identity = progress.identity_of(config, provenance, run.frozen)
         state = initial_state(run.frozen.init, run.optimizer, run.mesh)
-        start = progress.begin(config, found, snapshot, identity, Carried(0, state, divergence.Guard(config.guard)))
+        fresh = Progress(0, state, divergence.Guard(config.guard))
+        memory = None if snapshot is None else memory_shapes(run, state.deltas)
+        start = progress.begin(config, found, snapshot, identity, fresh, memory)
     if found.started:
         continuation.cut_back(workdir, start.step)
     store = stack.enter_context(
@@ -122,10 +123,10 @@ def run_loop(loop: Loop) -> dict[str, Any]:
     """All steps that are left, and the end; whatever stops them leaves what can be kept."""
     steps, every = loop.run.config.train.steps, loop.run.config.checkpoint.every_steps
     try:
-        while loop.carried.step < steps:
+        while loop.progress.step < steps:
             with profiled(loop):
                 train_step(loop)
-            if loop.carried.step == steps or (every and loop.carried.step % every == 0):
+            if loop.progress.step == steps or (every and loop.progress.step % every == 0):
                 keep_state(loop)
         loop.store.wait()
         return finish(loop)
@@ -134,10 +135,10 @@ def run_loop(loop: Loop) -> dict[str, Any]:
         keep_state(loop)
         loop.store.close()
         if isinstance(stop, GradingFailed):
-            save(loop, loop.carried.good)
+            save(loop, loop.progress.good)
         raise
     except divergence.Divergence:
-        save(loop, loop.carried.good)
+        save(loop, loop.progress.good)
         raise
     except OSError as error:
         raise ValueError(f"workdir {loop.writer.workdir}: {error}") from error
@@ -145,7 +146,7 @@ def run_loop(loop: Loop) -> dict[str, Any]:
 
 def profiled(loop: Loop) -> contextlib.AbstractContextManager:
     """Traces host and devices during one of `profile.steps`; the first step's trace would show compilation."""
-    if loop.carried.step not in loop.run.config.profile.steps:
+    if loop.progress.step not in loop.run.config.profile.steps:
         return contextlib.nullcontext()
     return jax.profiler.trace(loop.writer.workdir / "profile", create_perfetto_trace=True)
 
@@ -153,12 +154,12 @@ def profiled(loop: Loop) -> contextlib.AbstractContextManager:
 def keep_state(loop: Loop) -> None:
     """Starts to write the resume state, after the lines of all steps before it."""
     loop.writer.sync()
-    loop.store.save(progress.to_snapshot(loop.carried, loop.identity))
+    loop.store.save(progress.to_snapshot(loop.progress, loop.identity))
 
 
 def train_step(loop: Loop) -> None:
     """One step of the loop, with what is due before it."""
-    config, before = loop.run.config, loop.carried
+    config, before = loop.run.config, loop.progress
     step = before.step
     with loop.signals.abandonable():
         plan = rollout.plan_rows(config, loop.run.world, step)
@@ -172,9 +173,9 @@ def train_step(loop: Loop) -> None:
     state, metrics = update(loop, rollouts, ready)
     record["time/update"] = time.perf_counter() - started
     # The step has taken the memory of the state before; what it leaves is that state where it was refused.
-    loop.carried = dataclasses.replace(before, state=state, good=ready.good)
+    loop.progress = dataclasses.replace(before, state=state, good=ready.good)
     divergence.check_finite(step, metrics)
-    record |= step_record.step_record(config, rollouts, metrics, ready.routing)
+    record |= step_record.step_record(rollouts, metrics, loop.run.arm.source.describe(ready.memory))
     record["lr"] = float(learning_rate(config.optim, config.train.steps)(step))
     live = config.rollout.prompts - record["groups/skipped"]
     memory, warnings = collapse.observe_step(ready.collapse, step, rollouts.rows, live_groups=live)
@@ -187,15 +188,15 @@ def train_step(loop: Loop) -> None:
         with loop.writer.writing():
             gradients.save_step(loop.writer.workdir, step, metrics)
     loop.table.row(step, record)
-    loop.carried = dataclasses.replace(
+    loop.progress = dataclasses.replace(
         ready, step=step + 1, state=state, live_groups=before.live_groups + live, collapse=memory
     )
 
 
-def prepare(loop: Loop, plan: rollout.Plan) -> tuple[Carried, dict[str, Any]]:
+def prepare(loop: Loop, plan: rollout.Plan) -> tuple[Progress, dict[str, Any]]:
     """What is due before a step: direction, evaluation, the guard's look; returns what is carried with it."""
     config, run, step = loop.run.config, loop.run, plan.step
-    ready = refresh_direction(loop, loop.carried)
+    ready = refresh_direction(loop, loop.progress)
     begin_compiling(loop, ready, plan)
     record: dict[str, Any] = {"time/direction": ready.direction_seconds, "time/evaluate": None}
     if evaluation_due(config, step):
@@ -209,16 +210,17 @@ def prepare(loop: Loop, plan: rollout.Plan) -> tuple[Carried, dict[str, Any]]:
     return ready, record
 
 
-def begin_compiling(loop: Loop, ready: Carried, plan: rollout.Plan) -> None:
+def begin_compiling(loop: Loop, ready: Progress, plan: rollout.Plan) -> None:
     """Starts to compile the update for a step's rows, while the policy is evaluated and the rows are collected."""
     run = loop.run
-    batch = rollout.batch_shapes(run.config, run.programs.generator, plan)
+    flags = run.arm.source.reads_monitor
+    batch = rollout.batch_shapes(run.config, run.programs.generator, plan, flags=flags)
     placed = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         batch,
         sharding.batch_shardings(run.mesh, batch),
     )
-    run.programs.step.begin(ready.state, run.frozen, ready.routing, placed, label_key(run, ready.step))
+    run.programs.step.begin(ready.state, run.frozen, ready.memory, placed, label_key(run, ready.step))
 
 
 def label_key(run: Run, step: int) -> jax.Array:
@@ -236,43 +238,44 @@ def collect(loop: Loop, plan: rollout.Plan) -> rollout.Rollouts:
         Recall(loop.grader, rows) if rows else loop.grader,
         plan,
         frozen=run.frozen,
-        deltas=loop.carried.state.deltas,
+        deltas=loop.progress.state.deltas,
+        flags=run.arm.source.reads_monitor,
     )
 
 
-def update(loop: Loop, rollouts: rollout.Rollouts, ready: Carried) -> tuple[TrainState, StepMetrics]:
+def update(loop: Loop, rollouts: rollout.Rollouts, ready: Progress) -> tuple[TrainState, StepMetrics]:
     """Runs the jitted step, which takes the state's memory, and fetches the metrics, all at once, after it."""
     run = loop.run
     batch = rollout.place(rollouts.batch, sharding.batch_shardings(run.mesh, rollouts.batch))
     key = label_key(run, ready.step)
     with jax.transfer_guard("disallow"):
-        state, metrics = run.programs.step(ready.state, run.frozen, ready.routing, batch, key)
+        state, metrics = run.programs.step(ready.state, run.frozen, ready.memory, batch, key)
     return state, jax.device_get(metrics if run.config.log.gradients else metrics.replace(probe=None))
 
 
-def refresh_direction(loop: Loop, ready: Carried) -> Carried:
-    """Extracts the direction where it is due, with the amortised seconds of the one in use."""
+def refresh_direction(loop: Loop, ready: Progress) -> Progress:
+    """Lets the arm's source learn from the pairs where that is due, with the amortised seconds that it took."""
     config, run, step = loop.run.config, loop.run, ready.step
-    random = config.placebo.kind == "direction"
-    if run.programs.extract is None or step % config.gate.refresh_every or (random and step > 0):
+    source = run.arm.source
+    if not source.learns or step % config.gate.refresh_every or (source.learns_once and step > 0):
         return ready
     loop.table.status("extracting the direction")
     started = time.perf_counter()
     fresh, sides = run.programs.extract(ready.state.deltas, run.frozen)
     try:
-        direction.check_routing(fresh, placebo=config.placebo.kind)
+        source.check(fresh)
     except ValueError as error:
         if step == 0:  # the pairs or a setting are to blame; later it is what training has made of the adapter
             raise
         raise divergence.Divergence(f"step {step}: {error}; {divergence.REMEDY}") from error
-    if ready.routing is not None:
-        fresh = direction.refresh_routing(ready.routing, fresh, placebo=config.placebo.kind)
-    served = config.train.steps if random else config.gate.refresh_every
+    if ready.memory is not None:
+        fresh = source.renew(ready.memory, fresh)
+    served = config.train.steps if source.learns_once else config.gate.refresh_every
     seconds = (time.perf_counter() - started) / served
-    if config.log.gradients:
+    if config.log.gradients and sides is not None:
         with loop.writer.writing():
             gradients.save_direction(loop.writer.workdir, step, fresh, sides)
-    return dataclasses.replace(ready, routing=fresh, direction_seconds=seconds)
+    return dataclasses.replace(ready, memory=fresh, direction_seconds=seconds)
 
 
 def evaluation_due(config: Config, step: int) -> bool:
@@ -280,7 +283,7 @@ def evaluation_due(config: Config, step: int) -> bool:
     return step == 0 or (config.eval.every_steps > 0 and step % config.eval.every_steps == 0)
 
 
-def run_evaluation(loop: Loop, ready: Carried) -> tuple[Carried, float]:
+def run_evaluation(loop: Loop, ready: Progress) -> tuple[Progress, float]:
     """Evaluates the current adapter on a part of the held-out problems; returns the seconds it took too."""
     started = time.perf_counter()
     prompts = loop.run.world.heldout_prompts(loop.run.config.eval.problems)
@@ -289,7 +292,7 @@ def run_evaluation(loop: Loop, ready: Carried) -> tuple[Carried, float]:
 
 
 def evaluate_and_write(
-    loop: Loop, prompts: list, deltas: lora2r.Factors, ready: Carried
+    loop: Loop, prompts: list, deltas: lora2r.Factors, ready: Progress
 ) -> tuple[list[Evaluation], collapse.Memory]:
     """Evaluates one adapter under both policies, writes both lines, and warns of a collapse."""
     loop.table.status("evaluating")
@@ -309,7 +312,7 @@ def evaluate_and_write(
 def save(loop: Loop, chosen: tuple[lora2r.Factors, int] | None = None) -> Path:
     """Writes the adapter artefact: of `chosen` differences and their number of updates, or of the current state."""
     config, path = loop.run.config, loop.writer.workdir / "adapter"
-    deltas, step = chosen or (loop.carried.state.deltas, int(loop.carried.state.step))
+    deltas, step = chosen or (loop.progress.state.deltas, int(loop.progress.state.step))
     metadata = {"config": config.to_dict(), "step": step, **loop.run.provenance}
     checkpoint.save_adapter(path, deltas, loop.run.frozen.init, metadata, seed=config.adapter.seed)
     return path
@@ -317,7 +320,7 @@ def save(loop: Loop, chosen: tuple[lora2r.Factors, int] | None = None) -> Path:
 
 def finish(loop: Loop) -> dict[str, Any]:
     """Saves the adapter, evaluates it as reloaded from its artefact, and writes and prints the result."""
-    config, run, last = loop.run.config, loop.run, loop.carried
+    config, run, last = loop.run.config, loop.run, loop.progress
     deltas, _ = checkpoint.load_adapter(save(loop), init=run.frozen.init)
     deltas = jax.device_put(deltas, sharding.factor_shardings(run.mesh, deltas))
     with loop.signals.abandonable():

@@ -7,6 +7,7 @@ from typing import Any
 
 from vgrout_jax.analysis.replicates import Comparison, Estimate, IntervalRate, paired_comparison, rate_over_seeds
 from vgrout_jax.common import files
+from vgrout_jax.config.arms import variant_name, variants
 from vgrout_jax.evaluation.rates import Rate
 from vgrout_jax.run.reader import Workdir
 
@@ -25,7 +26,7 @@ INCIDENTAL = (
     "train.micro_batch",
     "model.remat",
 )
-ORDER = ("none", "absorb", "routeV", "routeV_literal")  # then the placebos by name
+ORDER = tuple(variant.name for variant in variants())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Arm:
     @property
     def routed(self) -> bool:
         """Whether a gate decides, so that there are scores and zones."""
-        return self.settings["gate.kind"] == "route"
+        return self.settings["label.source"] == "probe"
 
 
 def group_arms(runs: Iterable[Workdir]) -> list[Arm]:
@@ -76,7 +77,7 @@ def group_arms(runs: Iterable[Workdir]) -> list[Arm]:
 
 def arm_name(run: Workdir) -> str:
     """`none`, `routeV` and so on; a placebo as `placebo labels`."""
-    return f"placebo {run.settings['placebo.kind']}" if run.settings["arm"] == "placebo" else run.settings["arm"]
+    return variant_name(run.settings["arm"], run.settings["placebo.kind"])
 
 
 def identity(run: Workdir) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from vgrout_jax.arms.base import Readings
 from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, Names, attribute_candidates, function_candidates
 from vgrout_jax.model import lora2r
 from vgrout_jax.routing import direction, extraction
@@ -99,8 +100,7 @@ def leave_one_out_scores(
         The cosines, the scores against the setting's bands, and the number of usable modules.
     """
     unit_sides = run.config.direction.unit_sides
-    settings = extraction.routing_settings(run.config) | {"placebo": None}
-    bands = direction.build_routing(hack, clean, None, **settings).bands
+    bands = run.arm.source.learn(Readings(jnp.concatenate([hack, clean]))).bands
     others = direction.leave_one_out_directions(hack, clean, unit_sides=unit_sides)
     usable = np.asarray(bands.usable)
     pooled = [np.asarray(cosines)[:, usable].mean(axis=1) for cosines in direction.pair_cosines(hack, clean, others)]

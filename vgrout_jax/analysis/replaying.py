@@ -1,24 +1,24 @@
 """Replays the gate over a run's stored gradients, with its own or with another setting.
 
-Labels come from `routing/gate.py`, directions and bands from `routing/direction.py`. Where a setting keeps the
+Scores, labels, directions and bands come from the arm's own source. Where a setting keeps the
 run's directions and bands, the scores that the run stored are labelled, so that the run's own labels come out
 exactly; else scores are computed from the stored gradients, which bfloat16 has rounded.
 """
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgrout_jax.arms.base import Readings
+from vgrout_jax.arms.compose import make_arm
+from vgrout_jax.arms.probe import Probe
 from vgrout_jax.config import Config
-from vgrout_jax.rl.step import gate_settings
 from vgrout_jax.routing import direction, gate
 from vgrout_jax.routing.direction import Routing
-from vgrout_jax.routing.extraction import routing_settings
 from vgrout_jax.routing.pairs import load_pairs, pairs_sha256
 from vgrout_jax.run import gradients
 from vgrout_jax.run.gradients import StoredStep
@@ -80,60 +80,49 @@ def replay(run: Workdir, config: Config, visit: Callable[[int], object] = lambda
         ValueError: the run has no stored gradients, or the setting asks for directions that it did not store.
     """
     steps = gradients.stored_steps(run.path)
-    if not steps or run.config.gate.kind != "route":
+    if not steps or not make_arm(run.config).source.reads_probe:
         raise ValueError(f"{run.path} has no stored gradients; train a routed arm with --config.log.gradients=true")
+    source = make_arm(config).source
     exact = _routing_key(config) == _routing_key(run.config)
-    routings = _own_routings(run) if exact else _fresh_routings(run, config)
-    label = jax.jit(partial(gate.gate, **gate_settings(config)))
-    relabel = jax.jit(partial(_labels, config=config))
-    cosines = jax.jit(direction.cosines)
+    routings = _own_routings(run) if exact else _fresh_routings(run, config, source)
+    score, zone, cosines = jax.jit(source.score), jax.jit(source.zone), jax.jit(direction.cosines)
     replayed = []
     for step in steps:
         stored = gradients.load_step(run.path, step)
-        routing = routings[_extraction_before(step, list(routings), config)]
-        key = keys.label_key(config.seed, step)
-        probe = jnp.asarray(stored.probe)
-        gated = label(probe, routing, stored.advantage != 0, key)
-        rounding = None
-        if exact:
-            rounding = float(np.max(np.abs(stored.score - np.asarray(gated.scores)), initial=0.0))
-            random = gated.placebo_scores if stored.placebo_score is None else stored.placebo_score
-            labels = relabel(stored.score, stored.scored, random, jax.random.clone(key))
-            gated = gated.replace(scores=stored.score, scored=stored.scored, labels=labels)
-        if not bool(gated.finite):
+        routing = routings[_extraction_before(step, list(routings), config, source)]
+        probe, rounding = jnp.asarray(stored.probe), None
+        found = score(probe, routing, jnp.asarray(stored.advantage != 0))
+        if not bool(found.finite):
             raise ValueError(f"step {step} of {run.path}: a stored gradient or its score is not finite")
+        if exact:
+            rounding = float(np.max(np.abs(stored.score - np.asarray(found.score)), initial=0.0))
+            other = found.other if stored.placebo_score is None else stored.placebo_score
+            found = found.replace(score=stored.score, scored=stored.scored, other=other)
+        labels = zone(found, keys.label_key(config.seed, step))
         truth = _truth(run, step, stored)
-        arrays = [np.asarray(leaf) for leaf in (gated.scores, gated.scored, gated.labels, cosines(probe, routing.v))]
+        arrays = [np.asarray(leaf) for leaf in (found.score, found.scored, labels, cosines(probe, routing.v))]
         replayed.append(ReplayedStep(step, *arrays, stored, *truth, rounding))
         visit(step)
     return Replay(config, _changes(run.config, config), exact, tuple(replayed))
 
 
-def _labels(scores: jax.Array, scored: jax.Array, random: Any, key: jax.Array, *, config: Config) -> jax.Array:
-    """Labels of known scores, by the gate's own functions."""
-    labels = gate.labels_from_scores(scores, scored, low=config.gate.low, high=config.gate.high)
-    if config.placebo.kind == "direction_matched":
-        return gate.matched_labels(labels, random, scored)
-    return gate.permuted_labels(key, labels, scored) if config.placebo.kind == "labels" else labels
-
-
 def _routing_key(config: Config) -> tuple:
     """What directions and bands depend on."""
     random = config.placebo.kind if config.placebo.kind in RANDOM else None
-    settings = routing_settings(config) | {"placebo": random}
     seed = config.placebo.seed if random else None
-    pairs = (config.direction.pairs, tuple(config.direction.tags or ()))
-    return (*sorted(settings.items()), seed, pairs, config.gate.refresh_every)
+    gate_, pairs = config.gate, config.direction
+    settings = (gate_.pool, gate_.band_floor, gate_.leave_one_out, gate_.refresh_every, pairs.unit_sides)
+    return (*settings, random, seed, pairs.pairs, tuple(pairs.tags or ()))
 
 
 def _own_routings(run: Workdir) -> dict[int, Routing]:
     return {step: gradients.load_direction(run.path, step)[0] for step in gradients.stored_directions(run.path)}
 
 
-def _fresh_routings(run: Workdir, config: Config) -> dict[int, Routing]:
+def _fresh_routings(run: Workdir, config: Config, source: Probe) -> dict[int, Routing]:
     """Directions and bands made anew from the stored gradients of the pairs' sides."""
     chosen = _chosen_pairs(run, config)
-    build = jax.jit(partial(direction.build_routing, **routing_settings(config)))
+    learn = jax.jit(lambda gradients: source.learn(Readings(gradients)))
     routings: dict[int, Routing] = {}
     previous = None
     for step in gradients.stored_directions(run.path):
@@ -142,25 +131,20 @@ def _fresh_routings(run: Workdir, config: Config) -> dict[int, Routing]:
         _, sides = gradients.load_direction(run.path, step)
         pairs = sides.shape[0] // 2
         rows = np.arange(pairs) if chosen is None else chosen
-        random = None
-        if config.placebo.kind in RANDOM:
-            random = direction.haar_direction(jax.random.key(config.placebo.seed), *sides.shape[1:])
-        fresh = build(jnp.asarray(sides[rows]), jnp.asarray(sides[pairs + rows]), random)
-        direction.check_routing(fresh, placebo=config.placebo.kind)
-        previous = (
-            fresh if previous is None else direction.refresh_routing(previous, fresh, placebo=config.placebo.kind)
-        )
+        fresh = learn(jnp.asarray(sides[np.concatenate([rows, pairs + rows])]))
+        source.check(fresh)
+        previous = fresh if previous is None else source.renew(previous, fresh)
         routings[step] = previous
     return routings
 
 
-def _extraction_before(step: int, available: list[int], config: Config) -> int:
+def _extraction_before(step: int, available: list[int], config: Config, source: Probe) -> int:
     """The extraction that serves a step.
 
     Raises:
         ValueError: the run did not store it.
     """
-    wanted = 0 if config.placebo.kind == "direction" else step - step % config.gate.refresh_every
+    wanted = 0 if source.learns_once else step - step % config.gate.refresh_every
     if wanted not in available:
         raise ValueError(
             f"gate.refresh_every={config.gate.refresh_every} needs the direction of step {wanted}, which this run "

@@ -1,15 +1,18 @@
 """What can be set, and what each scale sets.
 
 schema      every setting of a run, one comment a field
-scales      smoke, toy, fast and full, and what an arm changes of them
+scales      smoke, toy, fast and full
+arms        the table of arms: claim, source, labels needed, and the fields that each sets
 validation  what a configuration must satisfy, one line for each mistake
 """
 
+from vgrout_jax.config.arms import ARMS
 from vgrout_jax.config.schema import (
-    ARMS,
+    ACTIONS,
     MODES,
     SCALES,
     SMOKE,
+    SOURCES,
     TOY,
     AdapterConfig,
     CheckpointConfig,
@@ -22,11 +25,14 @@ from vgrout_jax.config.schema import (
     GraderConfig,
     GrpoConfig,
     GuardConfig,
+    LabelConfig,
     LogConfig,
     LossConfig,
     MeshConfig,
     ModelConfig,
+    ModulateConfig,
     OptimConfig,
+    PenaltyConfig,
     PlaceboConfig,
     ProfileConfig,
     RolloutConfig,
@@ -35,6 +41,7 @@ from vgrout_jax.config.schema import (
 )
 
 __all__ = [
+    "ACTIONS",
     "ARMS",
     "AdapterConfig",
     "CheckpointConfig",
@@ -57,8 +64,12 @@ __all__ = [
     "ProfileConfig",
     "RolloutConfig",
     "SCALES",
+    "SOURCES",
     "SMOKE",
     "TOY",
     "TeacherConfig",
     "TrainConfig",
+    "LabelConfig",
+    "ModulateConfig",
+    "PenaltyConfig",
 ]

@@ -1,9 +1,10 @@
-"""The scales smoke, toy, fast and full (docs/method.md section 16), and what each arm changes of them.
+"""The scales smoke, toy, fast and full (docs/method.md section 16), before what an arm changes of them.
 
-`fast` is what `config.py` holds; the other scales and the arms are written here as differences from it.
+`fast` is what `schema.py` holds; the other scales are written here as differences from it.
 """
 
-from vgrout_jax.config import ARMS, SCALES, SMOKE, TOY, Config
+from vgrout_jax.config.arms import ARMS
+from vgrout_jax.config.schema import SCALES, SMOKE, TOY, Config
 
 
 def make_config(arm: str, scale: str = "fast") -> Config:
@@ -18,7 +19,9 @@ def make_config(arm: str, scale: str = "fast") -> Config:
         raise ValueError(f"the scale after the config file must be one of {', '.join(SCALES)}, got {scale!r}")
     config = Config(arm=arm, scale=scale)
     _SCALES[scale](config)
-    _ARMS[arm](config)
+    for name, value in ARMS[arm].fields.items():
+        section, field = name.split(".")
+        setattr(getattr(config, section), field, value)
     return config
 
 
@@ -88,35 +91,4 @@ def _toy(config: Config) -> None:
     config.eval.problems, config.eval.samples = None, 2
 
 
-def _none(config: Config) -> None:
-    """The capacity-matched control: pinned clean, the quarantine never trains."""
-    config.gate.kind = "clean"
-
-
-def _absorb(config: Config) -> None:
-    """Pinned mid: both blocks train on everything."""
-    config.gate.kind = "mid"
-
-
-def _routev(config: Config) -> None:
-    """The calibrated gate, which is the default of `config.py`."""
-
-
-def _literal(config: Config) -> None:
-    """The gate with in-sample bands per module and thresholds 0 and 1 (docs/method.md section 6)."""
-    config.gate.leave_one_out = False
-    config.gate.pool = "band_then_mean"
-    config.gate.low, config.gate.high = 0.0, 1.0
-    config.gate.probe_policy = "full"
-    config.direction.unit_sides = False
-    config.loss.ratio = "clip"
-    config.rollout.deployed_frac = 0.0
-
-
-def _placebo(config: Config) -> None:
-    """routeV with the gate's information taken away; `placebo.kind` says how."""
-    config.placebo.kind = "direction"
-
-
 _SCALES = {"smoke": _smoke, "toy": _toy, "fast": _fast, "full": _full}
-_ARMS = {"none": _none, "routeV": _routev, "routeV_literal": _literal, "placebo": _placebo, "absorb": _absorb}

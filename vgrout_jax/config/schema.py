@@ -12,8 +12,9 @@ logger = logging.getLogger(__name__)
 
 SMOKE = "builtin:smoke"  # the package's own problems, and the completions that answer them
 TOY = "builtin:toy"  # the toy world's training problems, and its base policy
-ARMS = ("none", "routeV", "routeV_literal", "placebo", "absorb")
 SCALES = ("smoke", "toy", "fast", "full")
+SOURCES = ("none", "probe", "monitor", "residual")
+ACTIONS = ("route", "absorb", "penalise", "modulate_mul")
 MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker", "eq_override", "exit_code", "gt_only")
 
 
@@ -85,8 +86,13 @@ class DirectionConfig:
 
 
 @dataclasses.dataclass
+class LabelConfig:
+    source: str = "probe"  # who flags a rollout: none, probe (the gate), monitor (verdicts) or residual; the arm's
+    action: str = "route"  # what becomes of the flagged: route, absorb, penalise or modulate_mul; the arm's
+
+
+@dataclasses.dataclass
 class GateConfig:
-    kind: str = "route"  # route: by the probe's score; clean or mid: pinned
     low: float = -0.1  # z <= low is clean
     high: float = 0.0  # z >= high is hack
     pool: str = "mean_then_band"  # or band_then_mean
@@ -100,6 +106,16 @@ class GateConfig:
 class PlaceboConfig:
     kind: Optional[str] = None  # direction, direction_matched, labels or lazy_pairs; None: not a placebo
     seed: int = 0  # of the random direction
+
+
+@dataclasses.dataclass
+class PenaltyConfig:
+    coefficient: float = 3.0  # what a flagged rollout loses of its reward
+
+
+@dataclasses.dataclass
+class ModulateConfig:
+    alpha: float = 2.0  # strength of the advantage modification
 
 
 @dataclasses.dataclass
@@ -198,8 +214,11 @@ class Config:
     rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
     teacher: TeacherConfig = dataclasses.field(default_factory=TeacherConfig)
     direction: DirectionConfig = dataclasses.field(default_factory=DirectionConfig)
+    label: LabelConfig = dataclasses.field(default_factory=LabelConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
     placebo: PlaceboConfig = dataclasses.field(default_factory=PlaceboConfig)
+    penalty: PenaltyConfig = dataclasses.field(default_factory=PenaltyConfig)
+    modulate: ModulateConfig = dataclasses.field(default_factory=ModulateConfig)
     grpo: GrpoConfig = dataclasses.field(default_factory=GrpoConfig)
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)

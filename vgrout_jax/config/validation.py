@@ -5,16 +5,16 @@ import math
 from collections.abc import Collection
 from typing import Any, Union, get_args, get_origin
 
-from vgrout_jax.config import ARMS, MODES, SCALES, Config
-
-PINNED = {"none": "clean", "absorb": "mid"}
+from vgrout_jax.config.arms import ARMS, PLACEBOS
+from vgrout_jax.config.schema import ACTIONS, MODES, SCALES, SOURCES, Config
 
 _CHOICES: dict[str, Collection[str]] = {
     "arm": ARMS,
     "scale": SCALES,
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("nothing", "cheap", "everything"),
-    "gate.kind": ("route", "clean", "mid"),
+    "label.source": SOURCES,
+    "label.action": ACTIONS,
     "gate.pool": ("mean_then_band", "band_then_mean"),
     "gate.probe_policy": ("ablated", "full"),
     "loss.ratio": ("truncated", "clip"),
@@ -42,6 +42,8 @@ _AT_LEAST: dict[str, float] = {
     "direction.pairs_per_batch": 1,
     "gate.refresh_every": 1,
     "placebo.seed": 0,
+    "penalty.coefficient": 0,
+    "modulate.alpha": 0,
     "loss.clip_epsilon": 0,
     "loss.kl_coefficient": 0,
     "optim.lr": 0,
@@ -149,13 +151,14 @@ def _require(holds: bool, name: str, rule: str, value: Any) -> None:
 
 
 def _validate_arm(config: Config) -> None:
-    """The arm is what the gate and the placebo make it; a mixture under an arm's name would mislead."""
+    """The arm is what its source, its action and the placebo make it; a mixture under its name would mislead."""
     gate, placebo = config.gate, config.placebo.kind
-    kinds = ("direction", "direction_matched", "labels", "lazy_pairs")
-    expected = PINNED.get(config.arm, "route")
-    _require(gate.kind == expected, "gate.kind", f"be {expected} for the arm {config.arm}", gate.kind)
+    for name in ("label.source", "label.action"):
+        expected = ARMS[config.arm].fields[name]
+        _require(read(config, name) == expected, name, f"be {expected} for the arm {config.arm}", read(config, name))
     if config.arm == "placebo":
-        _require(placebo in kinds, "placebo.kind", f"be one of {', '.join(kinds)} for the arm placebo", placebo)
+        rule = f"be one of {', '.join(PLACEBOS)} for the arm placebo"
+        _require(placebo in PLACEBOS, "placebo.kind", rule, placebo)
     else:
         rule = f"be None for the arm {config.arm} (use configs/placebo.py)"
         _require(placebo is None, "placebo.kind", rule, placebo)

@@ -45,7 +45,7 @@ def completion_logprobs(
         raise ValueError(f"completion_length must be between 1 and S - 1 = {limit}, got {completion_length}")
     layer = _layer(config, adapter, scale)
     prompt_lengths = jnp.sum(valid[:, :-completion_length], axis=1)
-    aligned = _shifted(tokens, tokens.shape[1] - completion_length - prompt_lengths)
+    aligned = left_aligned(tokens, tokens.shape[1] - completion_length - prompt_lengths)
     attention = qwen3.aligned_attention(tokens.shape[1], config)
     hidden = qwen3.Qwen3(config).apply({"params": base}, aligned, attention, layer, route)
     # Each completion token is read at the position before it.
@@ -69,7 +69,10 @@ def prompt_caches(
     Arguments as of `completion_logprobs`.
     """
     lengths = jnp.sum(valid, axis=1)
-    aligned, attention = _shifted(prompts, valid.shape[1] - lengths), qwen3.aligned_attention(valid.shape[1], config)
+    aligned, attention = (
+        left_aligned(prompts, valid.shape[1] - lengths),
+        qwen3.aligned_attention(valid.shape[1], config),
+    )
     layer = _layer(config, adapter, scale)
     return qwen3.keys_and_values(config, base, aligned, attention, layer, route)
 
@@ -143,7 +146,7 @@ def _layer(
     return None if adapter is None else qwen3.AdapterLayer(lora2r.fuse(adapter, config.dtype), scale)
 
 
-def _shifted(tokens: Int[Array, "N S"], left: Int[Array, " N"]) -> Int[Array, "N S"]:
+def left_aligned(tokens: Int[Array, "N S"], left: Int[Array, " N"]) -> Int[Array, "N S"]:
     """Every row from its token `left` on, so that the padding before the prompt comes last."""
     places = (jnp.arange(tokens.shape[1]) + left[:, None]) % tokens.shape[1]
     return jnp.take_along_axis(tokens, places, axis=1)

@@ -60,12 +60,14 @@ class Rollouts:
         batch: for `step`, NumPy arrays.
         seconds: {"generate", "grade"} wall time; grading is what is left of it when generation has ended.
         decode_steps: passes of the decode loop.
+        group_size: G.
     """
 
     rows: list[Rollout]
     batch: Batch
     seconds: dict[str, float]
     decode_steps: int
+    group_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +115,10 @@ def plan_rows(config: Config, world: World, step: int) -> Plan:
     return plan
 
 
-def batch_shapes(config: Config, generator: Generator, plan: Plan) -> Batch:
+def batch_shapes(config: Config, generator: Generator, plan: Plan, *, flags: bool = False) -> Batch:
     """The shapes and types of the batch that `collect` will make of a plan."""
     bucket = generator.bucket([p for p, row in zip(plan.prompts, plan.teacher, strict=True) if row is None])
-    return Batch.shapes(len(plan.prompts), bucket, config.rollout.max_new_tokens)
+    return Batch.shapes(len(plan.prompts), bucket, config.rollout.max_new_tokens, flags=flags)
 
 
 def collect(
@@ -127,8 +129,12 @@ def collect(
     *,
     frozen: Frozen,
     deltas: lora2r.Factors,
+    flags: bool = False,
 ) -> Rollouts:
-    """Samples, mixes in the teacher's rows, grades, and lays out the batch of one step."""
+    """Samples, mixes in the teacher's rows, grades, and lays out the batch of one step.
+
+    `flags`: whether the batch tells which rollouts exploited the grader, for an arm whose source is a monitor.
+    """
     start = time.perf_counter()
     row_keys = keys.training_keys(config.seed, plan.step, [p.problem.id for p in plan.prompts], plan.replicas)
     active = [row is None for row in plan.teacher]
@@ -149,8 +155,10 @@ def collect(
     graded = time.perf_counter()
     rows = _rows(config, generator, plan, samples, texts, verdicts)
     batch = _batch(generator, plan, samples, bucket, rows)
+    if flags:
+        batch = batch.replace(flags=np.array([row.exploited for row in rows], np.float32))
     seconds = {"generate": generated - start, "grade": graded - generated}
-    return Rollouts(rows, batch, seconds, int(samples.steps))
+    return Rollouts(rows, batch, seconds, int(samples.steps), config.rollout.group_size)
 
 
 def _with_teacher(config: Config, generator: Generator, plan: Plan, samples: sampler.Samples) -> sampler.Samples:

@@ -38,6 +38,7 @@ class Batch:
         quarantine_sampled: [N] bool, whether the policy that sampled had both blocks on.
         sampler_logprobs: [N, T] float32, of the untruncated policy at temperature 1, as the sampler computed them.
         taught: [N] bool, rows that a teacher brought; the sampler has nothing to say of them.
+        flags: [N] float32 in [0, 1] of a monitor, or None, which is the case of every arm that does not read one.
     """
 
     tokens: jax.Array
@@ -47,9 +48,10 @@ class Batch:
     quarantine_sampled: jax.Array
     sampler_logprobs: jax.Array
     taught: jax.Array
+    flags: jax.Array | None = None
 
     @classmethod
-    def shapes(cls, rows: int, prompt_tokens: int, new_tokens: int) -> "Batch":
+    def shapes(cls, rows: int, prompt_tokens: int, new_tokens: int, *, flags: bool = False) -> "Batch":
         """A batch of `jax.ShapeDtypeStruct`s, for N rows whose prompts are padded to so many tokens."""
 
         def array(kind: Any, *axes: int) -> jax.ShapeDtypeStruct:
@@ -64,6 +66,7 @@ class Batch:
             quarantine_sampled=array(bool),
             sampler_logprobs=array(jnp.float32, new_tokens),
             taught=array(bool),
+            flags=array(jnp.float32) if flags else None,
         )
 
 

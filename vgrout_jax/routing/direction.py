@@ -14,7 +14,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 POOLS = ("mean_then_band", "band_then_mean")
-PLACEBOS = ("direction", "direction_matched", "labels", "lazy_pairs")
 
 # Pairs that cancel leave the rounding of a float32 sum behind. A mean below this share of the mean length of
 # the gradients in it is taken for that rounding: the row is zero rather than a unit vector of noise.
@@ -46,16 +45,14 @@ class Routing:
     """What the gate of a step needs from the pairs.
 
     Attributes:
-        v: [M, R] float32, unit or zero rows; a random direction for the placebo `direction`.
+        v: [M, R] float32, unit or zero rows.
         bands: the bands of `v`.
-        placebo_v: [M, R] float32, the random direction of the placebo `direction_matched`, else None.
-        placebo_bands: the bands of `placebo_v`, else None.
+        random: a random direction with its bands, for a placebo that needs one beside the real one; else None.
     """
 
     v: jax.Array
     bands: Bands
-    placebo_v: Optional[jax.Array] = None
-    placebo_bands: Optional[Bands] = None
+    random: Optional["Routing"] = None
 
 
 def unit(x: Float[Array, "*batch R"]) -> Float[Array, "*batch R"]:
@@ -209,65 +206,17 @@ def scores(g: Float[Array, "N M R"], v: Float[Array, "M R"], bands: Bands) -> Fl
     return _mean_of_usable((cosines(g, v) - bands.low_edge) / width, bands.usable)
 
 
-def build_routing(
-    hack: Float[Array, "P M R"],
-    clean: Float[Array, "P M R"],
-    random_v: Optional[Float[Array, "M R"]],
-    *,
-    placebo: Optional[str],
-    unit_sides: bool,
-    leave_one_out: bool,
-    pool: str,
-    band_floor: float,
-) -> Routing:
-    """Direction and bands of a run's kind from the pairs' gradients (docs/method.md sections 5 and 6).
-
-    No placebo, `labels`, `lazy_pairs` (whose gradients are those of the lazy pairs): v from the pairs, and
-    with `leave_one_out` a pair's cosines are taken against the direction of the others. `direction`:
-    `random_v` in its place. `direction_matched`: the real one, and `random_v` beside it. A random direction's
-    bands come from the same pairs in-sample, since it owes nothing to any of them.
-
-    Raises:
-        ValueError: an unknown placebo, one that needs `random_v` without it, leave-one-out with one pair.
-    """
-    if placebo is not None and placebo not in PLACEBOS:
-        raise ValueError(f"placebo.kind must be one of {PLACEBOS} or None, got {placebo!r}")
-    random_bands = None
-    if placebo in ("direction", "direction_matched"):
-        if random_v is None:
-            raise ValueError(f"placebo.kind={placebo!r} needs random_v, got None: draw it with haar_direction")
-        random_bands = make_bands(*pair_cosines(hack, clean, random_v), random_v, pool=pool, band_floor=band_floor)
-        if placebo == "direction":
-            return Routing(random_v, random_bands)
-    v = directions_from_pairs(hack, clean, unit_sides=unit_sides)
-    against = leave_one_out_directions(hack, clean, unit_sides=unit_sides) if leave_one_out else v
-    bands = make_bands(*pair_cosines(hack, clean, against), v, pool=pool, band_floor=band_floor)
-    return Routing(v, bands, random_v if random_bands is not None else None, random_bands)
-
-
-def refresh_routing(previous: Routing, fresh: Routing, *, placebo: Optional[str]) -> Routing:
-    """The routing after a new extraction: a random direction and its bands stay those of the first one.
-
-    For the placebo `direction` nothing is left to refresh, and the extraction can be saved altogether.
-    """
-    if placebo == "direction":
-        return previous
-    if placebo == "direction_matched":
-        return fresh.replace(placebo_v=previous.placebo_v, placebo_bands=previous.placebo_bands)
-    return fresh
-
-
-def check_routing(routing: Routing, *, placebo: Optional[str]) -> None:
+def check_routing(routing: Routing, *, needs_module: bool) -> None:
     """Stops a run, on the host, whose direction or bands cannot be used.
 
     Raises:
-        ValueError: a value that is not finite; or no usable module and no placebo. (For a placebo that is an
+        ValueError: a value that is not finite; or no usable module where one is needed. (For a placebo that is an
             event to count: the gate then labels every rollout clean.)
     """
     for name, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(routing)):
         if not np.isfinite(leaf).all():
             raise ValueError(f"routing{jax.tree_util.keystr(name)} must be finite: the pairs' gradients are not")
-    if placebo is None and int(routing.bands.usable_modules) == 0:
+    if needs_module and int(routing.bands.usable_modules) == 0:
         raise ValueError(
             "the routing direction must have at least 1 usable module, got 0: the pairs cancel or every "
             "band is below gate.band_floor; use other pairs, gate.pool=mean_then_band or a lower floor"

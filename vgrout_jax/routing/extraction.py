@@ -1,6 +1,7 @@
-"""Extracts the routing direction from the pairs on the current adapter (docs/method.md section 5)."""
+"""Reads the pairs on the current adapter and lets a source learn from them (docs/method.md section 5)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,8 @@ from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3, sharding
 from vgrout_jax.model.logprobs import completion_logprobs
 from vgrout_jax.model.policy import Frozen
-from vgrout_jax.routing import direction, probe
+from vgrout_jax.model.residuals import residual_means
+from vgrout_jax.routing import probe
 
 
 @struct.dataclass
@@ -32,43 +34,34 @@ class Sides:
     completion_mask: jax.Array
 
 
-Extractor = Callable[[lora2r.Factors, Frozen], tuple[direction.Routing, Float[Array, "TwoP M r"]]]
+Learn = Callable[[Array | None, Array | None], Any]  # (gradients [2P, M, r], features [2P, L, D]) -> memory
+Extractor = Callable[[lora2r.Factors, Frozen], tuple[Any, Float[Array, "TwoP M r"] | None]]
 
 
-def build_extractor(config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh: Mesh) -> Extractor:
-    """The jitted extraction: (deltas, frozen) -> (routing, both sides' gradients).
+def build_extractor(
+    config: Config,
+    model: qwen3.Qwen3Config,
+    sides: Sides,
+    mesh: Mesh,
+    *,
+    learn: Learn,
+    reads_probe: bool = True,
+    reads_features: bool = False,
+) -> Extractor:
+    """The jitted extraction: (deltas, frozen) -> (what `learn` makes of the pairs, both sides' gradients).
 
-    The gradients, hack sides first, let any direction be replayed offline without another pass.
+    The gradients, hack sides first, let any direction be replayed offline without another pass; None where the
+    probe is not read.
     """
-    pairs = sides.tokens.shape[0] // 2
-    random = random_direction(config, model)
 
-    def extract(deltas: lora2r.Factors, frozen: Frozen) -> tuple[direction.Routing, Array]:
-        gradients = side_gradients(config, model, sides, mesh, deltas=deltas, frozen=frozen)
-        routing = direction.build_routing(gradients[:pairs], gradients[pairs:], random, **routing_settings(config))
-        return routing, gradients
+    def extract(deltas: lora2r.Factors, frozen: Frozen) -> tuple[Any, Array | None]:
+        given = {"deltas": deltas, "frozen": frozen}
+        gradients = side_gradients(config, model, sides, mesh, **given) if reads_probe else None
+        features = side_features(config, model, sides, mesh, **given) if reads_features else None
+        return learn(gradients, features), gradients
 
     how = xla.compiler_options(mesh.devices.flat[0])
     return jax.jit(extract, out_shardings=sharding.replicated(mesh), compiler_options=how)
-
-
-def routing_settings(config: Config) -> dict:
-    """The settings that `direction.build_routing` takes, from the run's configuration."""
-    return {
-        "placebo": config.placebo.kind,
-        "unit_sides": config.direction.unit_sides,
-        "leave_one_out": config.gate.leave_one_out,
-        "pool": config.gate.pool,
-        "band_floor": config.gate.band_floor,
-    }
-
-
-def random_direction(config: Config, model: qwen3.Qwen3Config) -> Float[Array, "M r"] | None:
-    """The placebos' Haar-random direction, drawn once from `placebo.seed`; None where no arm asks for it."""
-    if config.placebo.kind not in ("direction", "direction_matched"):
-        return None
-    modules = model.num_layers * len(lora2r.MODULES)
-    return direction.haar_direction(jax.random.key(config.placebo.seed), modules, config.adapter.rank)
 
 
 def length_mean_logprobs(
@@ -101,9 +94,9 @@ def side_gradients(
     config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh: Mesh, *, deltas: lora2r.Factors, frozen: Frozen
 ) -> Float[Array, "TwoP M r"]:
     """grad_c of -logp, the length-mean token log-probability, per side, with the quarantine ablated."""
-    count, size = sides.tokens.shape[0], config.direction.pairs_per_batch
+    size = config.direction.pairs_per_batch
 
-    def body(_: None, rows: Sides) -> tuple[None, Array]:
+    def read(rows: Sides) -> Array:
         def loss(scale: dict[str, Array]) -> tuple[Array, None]:
             adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.ablated_route(size)
             settings = {"adapter": adapter, "route": route, "scale": scale}
@@ -111,7 +104,31 @@ def side_gradients(
 
         ones = lora2r.probe_ones(model.num_layers, size, config.adapter.rank)
         gradients, _ = probe.probe_gradients(loss, ones)
-        return None, probe.deployed_half(gradients, lora2r.MODULES)
+        return probe.deployed_half(gradients, lora2r.MODULES)
+
+    return _by_batches(read, sides, size, mesh)
+
+
+def side_features(
+    config: Config, model: qwen3.Qwen3Config, sides: Sides, mesh: Mesh, *, deltas: lora2r.Factors, frozen: Frozen
+) -> Float[Array, "TwoP L D"]:
+    """Mean residual stream over each side's completion after every layer, with the quarantine ablated."""
+    size = config.direction.pairs_per_batch
+
+    def read(rows: Sides) -> Array:
+        adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.ablated_route(size)
+        given = (model, frozen.base, rows.tokens, rows.valid, rows.completion_mask)
+        return residual_means(*given, adapter=adapter, route=route)
+
+    return _by_batches(read, sides, size, mesh)
+
+
+def _by_batches(read: Callable[[Sides], Array], sides: Sides, size: int, mesh: Mesh) -> Array:
+    """`read` of `size` sides at a time, one after the other, joined."""
+    count = sides.tokens.shape[0]
+
+    def body(_: None, rows: Sides) -> tuple[None, Array]:
+        return None, read(rows)
 
     def split(leaf: Array) -> Array:
         padded = jnp.pad(leaf, ((0, -count % size),) + ((0, 0),) * (leaf.ndim - 1))
@@ -119,8 +136,8 @@ def side_gradients(
         axes = (None, "batch") + (None,) * (leaf.ndim - 1)
         return jax.lax.with_sharding_constraint(chunks, sharding.sharding_of(mesh, axes, chunks.shape))
 
-    _, gradients = jax.lax.scan(body, None, jax.tree.map(split, jax.tree.map(jnp.asarray, sides)))
-    return gradients.reshape(-1, *gradients.shape[2:])[:count]
+    _, found = jax.lax.scan(body, None, jax.tree.map(split, jax.tree.map(jnp.asarray, sides)))
+    return found.reshape(-1, *found.shape[2:])[:count]
 
 
 def as_sides(tokens: np.ndarray, valid: np.ndarray, completion_mask: np.ndarray) -> Sides:

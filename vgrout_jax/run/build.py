@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vgrout_jax.arms.base import Arm, Readings, Source
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.common import background_compile, xla
 from vgrout_jax.common.tokenizer import ChatTokenizer, load_tokenizer
 from vgrout_jax.config import Config
@@ -18,6 +20,7 @@ from vgrout_jax.rl import divergence
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.step import build_step
 from vgrout_jax.routing import extraction
+from vgrout_jax.routing.gate import CLEAN
 from vgrout_jax.routing.pairs import encode_pairs, load_pairs, pairs_sha256
 from vgrout_jax.sampling.generator import Generator, build_generator
 from vgrout_jax.weights import hub
@@ -31,7 +34,7 @@ class Programs:
 
     Attributes:
         step: the optimiser step, `step.Step`.
-        extract: the direction's extraction, None for the pinned arms.
+        extract: what the arm's source learns from the pairs, None where it learns nothing.
         reference_logprob: of the divergence guard, None where it is off.
         generator: the sampler.
     """
@@ -50,6 +53,7 @@ class Run:
         config, world, model, mesh: what it runs on.
         frozen: base parameters and A0, B0.
         optimizer: of `optim.make_optimizer`.
+        arm: who flags a rollout, and what becomes of the flagged.
         programs: compiled on first use.
         provenance: hashes of the pairs and of the tokenizer.
     """
@@ -60,6 +64,7 @@ class Run:
     mesh: jax.sharding.Mesh
     frozen: Frozen
     optimizer: optax.GradientTransformation
+    arm: Arm
     programs: Programs
     provenance: dict[str, str]
 
@@ -82,9 +87,17 @@ def build_run(config: Config) -> Run:
     optimizer = make_optimizer(config.optim, config.train.steps)
     run_pairs = encode_pairs(pairs, tokenizer, max_prompt=config.data.max_prompt_tokens)
     sides = extraction.as_sides(run_pairs.tokens, run_pairs.valid, run_pairs.completion_mask)
-    programs = _programs(config, world, model, mesh, sides=sides, optimizer=optimizer)
+    arm = make_arm(config)
+    programs = _programs(config, world, model, mesh, arm=arm, sides=sides, optimizer=optimizer)
     provenance = {"pairs_sha256": pairs_sha256(pairs), "tokenizer_sha256": tokenizer.sha256}
-    return Run(config, world, model, mesh, frozen, optimizer, programs, provenance)
+    return Run(config, world, model, mesh, frozen, optimizer, arm, programs, provenance)
+
+
+def memory_shapes(run: Run, deltas: lora2r.Factors) -> Any:
+    """The shapes of what the arm's source learns, without reading a pair; None where it learns nothing."""
+    if run.programs.extract is None:
+        return None
+    return jax.eval_shape(run.programs.extract, deltas, run.frozen)[0]
 
 
 def load_base(config: Config, path: str | None, model: qwen3.Qwen3Config, mesh: jax.sharding.Mesh) -> dict:
@@ -138,16 +151,30 @@ def _programs(
     model: qwen3.Qwen3Config,
     mesh: jax.sharding.Mesh,
     *,
+    arm: Arm,
     sides: extraction.Sides,
     optimizer: optax.GradientTransformation,
 ) -> Programs:
     references = _references(config, world) if config.guard.references else None
-    routed = config.gate.kind == "route"
     return Programs(
-        step=background_compile.Ahead(build_step(config, model, optimizer, mesh)),
-        extract=extraction.build_extractor(config, model, sides, mesh) if routed else None,
+        step=background_compile.Ahead(build_step(config, model, optimizer, mesh, arm=arm)),
+        extract=_extractor(config, model, sides, mesh, source=arm.source) if arm.source.learns else None,
         reference_logprob=None if references is None else divergence.build_reference(config, model, references),
-        generator=build_generator(config, model, world.tokenizer, mesh),
+        generator=build_generator(config, model, world.tokenizer, mesh, one_policy=arm.labels == (CLEAN,)),
+    )
+
+
+def _extractor(
+    config: Config, model: qwen3.Qwen3Config, sides: extraction.Sides, mesh: jax.sharding.Mesh, *, source: Source
+) -> extraction.Extractor:
+    return extraction.build_extractor(
+        config,
+        model,
+        sides,
+        mesh,
+        learn=lambda gradients, features: source.learn(Readings(gradients, features)),
+        reads_probe=source.reads_probe,
+        reads_features=source.reads_features,
     )
 
 

@@ -57,15 +57,15 @@ def save_step(workdir: Path, step: int, metrics: StepMetrics) -> None:
 
     The placebo `direction_matched` adds `placebo_score` [N].
     """
-    random_scores = metrics.gate.placebo_scores
-    extra = {} if random_scores is None else {"placebo_score": np.asarray(random_scores)}
+    decision = metrics.decision
+    extra = {name: np.asarray(leaf) for name, leaf in decision.record.items() if name == "placebo_score"}
     _save(
         workdir / FOLDER / f"step_{step:06d}.npz",
         probe=_bits(metrics.probe),
-        score=np.asarray(metrics.gate.scores),
-        scored=np.asarray(metrics.gate.scored),
-        label=np.asarray(metrics.gate.labels),
-        advantage=np.asarray(metrics.advantages),
+        score=np.asarray(decision.record["score"]),
+        scored=np.asarray(decision.scored),
+        label=np.asarray(decision.labels),
+        advantage=np.asarray(decision.advantages),
         **extra,
     )
 
@@ -76,9 +76,9 @@ def save_direction(workdir: Path, step: int, routing: Routing, sides: jax.Array)
     The placebo `direction_matched` adds its random direction and the bands of that, as `placebo_v` and so on.
     """
     arrays = {"v": routing.v, **_bands(routing.bands)}
-    if routing.placebo_v is not None:
-        arrays |= {f"placebo_{name}": leaf for name, leaf in _bands(routing.placebo_bands).items()}
-        arrays["placebo_v"] = routing.placebo_v
+    if routing.random is not None:
+        arrays |= {f"placebo_{name}": leaf for name, leaf in _bands(routing.random.bands).items()}
+        arrays["placebo_v"] = routing.random.v
     plain = {name: np.asarray(leaf) for name, leaf in arrays.items()}
     _save(workdir / FOLDER / f"direction_{step:06d}.npz", **plain, sides=_bits(sides))
 
@@ -116,8 +116,8 @@ def load_direction(workdir: Path, step: int) -> tuple[Routing, np.ndarray]:
         leaves = {name: jnp.asarray(stored[prefix + name]) for name in ("low_edge", "high_edge", "width", "usable")}
         return Bands(**leaves, usable_modules=jnp.sum(leaves["usable"], dtype=jnp.int32))
 
-    random = (jnp.asarray(stored["placebo_v"]), bands("placebo_")) if "placebo_v" in stored else (None, None)
-    return Routing(jnp.asarray(stored["v"]), bands(""), *random), from_bits(stored["sides"])
+    random = Routing(jnp.asarray(stored["placebo_v"]), bands("placebo_")) if "placebo_v" in stored else None
+    return Routing(jnp.asarray(stored["v"]), bands(""), random), from_bits(stored["sides"])
 
 
 def _numbers(workdir: Path, kind: str) -> list[int]:

@@ -10,15 +10,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from vgrout_jax.config import Config
-from vgrout_jax.model import lora2r
+from vgrout_jax.model import lora2r, sharding
 from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl import divergence
 from vgrout_jax.rl.collapse import Memory
 from vgrout_jax.rl.state import TrainState
-from vgrout_jax.routing.direction import Routing
 from vgrout_jax.run import continuation, snapshots
 from vgrout_jax.weights import checkpoint
 
@@ -29,7 +27,7 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Carried:
+class Progress:
     """Everything that hangs on the steps before; what hangs on the configuration and the step's number is not here.
 
     Attributes:
@@ -37,7 +35,7 @@ class Carried:
         state: of the optimiser.
         watch: the divergence guard's memory; a step works on a copy.
         good: differences of the last step at which the guard saw nothing wrong, and its number of updates.
-        routing: direction and bands, None for the pinned arms.
+        memory: what the arm's source has learnt from the pairs, a pytree that it alone knows; or None.
         direction_seconds: cost of the last extraction, spread over the steps that it serves.
         live_groups: groups with something to learn from, so far.
         collapse: what the warnings of a collapsed policy remember.
@@ -47,7 +45,7 @@ class Carried:
     state: TrainState
     watch: divergence.Guard
     good: tuple[lora2r.Factors, int] | None = None
-    routing: Routing | None = None
+    memory: Any = None
     direction_seconds: float | None = None
     live_groups: int = 0
     collapse: Memory = dataclasses.field(default_factory=Memory)
@@ -58,9 +56,13 @@ def begin(
     found: continuation.Found,
     snapshot: snapshots.Snapshot | None,
     identity: dict[str, Any],
-    fresh: Carried,
-) -> Carried:
-    """What the run begins with: the snapshot's content, or `fresh`; says which, and refuses another run's."""
+    fresh: Progress,
+    memory: Any = None,
+) -> Progress:
+    """What the run begins with: the snapshot's content, or `fresh`; says which, and refuses another run's.
+
+    `memory`: the shapes of the arm's memory, None where it has none.
+    """
     continuation.check_provenance(found.workdir, found.provenance, identity["provenance"])
     if snapshot is None:
         if found.started:
@@ -84,44 +86,55 @@ def begin(
             *(before, steps, snapshot.step),
         )
     logger.info("continuing from %s with step %d", path, snapshot.step)
-    return from_snapshot(snapshot, config, fresh.state, fresh.state.step.sharding.mesh)
+    return from_snapshot(snapshot, config, fresh.state, memory)
 
 
-def to_snapshot(carried: Carried, identity: Mapping[str, Any]) -> snapshots.Snapshot:
+def to_snapshot(progress: Progress, identity: Mapping[str, Any]) -> snapshots.Snapshot:
     """A copy on the host, with what identifies the run.
 
     Args:
-        carried: between two steps.
+        progress: between two steps.
         identity: of `identity_of`.
     """
-    good, good_step = carried.good or (None, None)
+    good, good_step = progress.good or (None, None)
     record = {
         **identity,
-        "guard": {"best": carried.watch.best, "low_steps": carried.watch.low_steps},
+        "guard": {"best": progress.watch.best, "low_steps": progress.watch.low_steps},
         "good_step": good_step,
-        "direction_seconds": carried.direction_seconds,
-        "live_groups": carried.live_groups,
-        "collapse": dataclasses.asdict(carried.collapse),
+        "direction_seconds": progress.direction_seconds,
+        "live_groups": progress.live_groups,
+        "collapse": dataclasses.asdict(progress.collapse),
     }
-    return snapshots.Snapshot(carried.step, snapshots.pack(carried.state, good=good, routing=carried.routing), record)
+    arrays = snapshots.pack({"state": progress.state, "good": good, "memory": progress.memory})
+    return snapshots.Snapshot(progress.step, arrays, record)
 
 
-def from_snapshot(snapshot: snapshots.Snapshot, config: Config, like: TrainState, mesh: Mesh) -> Carried:
+def from_snapshot(snapshot: snapshots.Snapshot, config: Config, like: TrainState, memory: Any) -> Progress:
     """Back on the devices, bit for bit.
+
+    Args:
+        snapshot: of `to_snapshot`.
+        config: of the run.
+        like: a state of the same shapes, such as the initial one; it is not changed.
+        memory: the shapes of the arm's memory, or None where it has none.
 
     Raises:
         ValueError: the arrays are those of another model.
     """
-    record = snapshot.record
-    state, good, routing = snapshots.unpack(snapshot.arrays, like, mesh)
+    record, mesh = snapshot.record, like.step.sharding.mesh
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding.replicated(mesh)), memory
+    )
+    found = snapshots.unpack(snapshot.arrays, {"state": like, "good": like.deltas, "memory": shapes})
+    good = found["good"]
     best = record["guard"]["best"]  # JSON has no infinity: None is a guard that has seen nothing
     watch = divergence.Guard(config.guard, -np.inf if best is None else best, record["guard"]["low_steps"])
-    return Carried(
+    return Progress(
         step=snapshot.step,
-        state=state,
+        state=found["state"],
         watch=watch,
         good=None if good is None else (good, record["good_step"]),
-        routing=routing,
+        memory=found["memory"],
         direction_seconds=record["direction_seconds"],
         live_groups=record["live_groups"],
         collapse=Memory(**record["collapse"]),

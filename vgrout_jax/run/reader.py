@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vgrout_jax.config import Config
+from vgrout_jax.config import ARMS, Config
 from vgrout_jax.evaluation.rates import Evaluation
 
 
@@ -172,7 +172,7 @@ def read_workdir(path: str | Path) -> Workdir:
     summary = _json_file(path / "summary.json", path) if (path / "summary.json").exists() else None
     return Workdir(
         path=path,
-        settings=flatten(config),
+        settings=upgraded(flatten(config)),
         provenance=provenance,
         metrics=dict(sorted(metrics.items())),
         evaluations=tuple(sorted(evaluations.values(), key=lambda item: item.step)),
@@ -197,7 +197,7 @@ def config_from_settings(settings: Mapping[str, Any], source: str) -> Config:
     Raises:
         ValueError: a field is missing or unknown; `source` is named.
     """
-    remaining = dict(settings)
+    remaining = upgraded(settings)
 
     def build(kind: type, prefix: str) -> Any:
         values = {}
@@ -216,6 +216,17 @@ def config_from_settings(settings: Mapping[str, Any], source: str) -> Config:
         unknown = min(remaining)
         raise ValueError(f"{source} has the unknown field {unknown}: another version wrote it; use that version")
     return config
+
+
+def upgraded(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an earlier version's run in the fields of this one: `gate.kind` was what an arm now says."""
+    found = dict(settings)
+    if found.pop("gate.kind", None) is not None and found.get("arm") in ARMS:
+        fields = ARMS[found["arm"]].fields
+        usual = flatten(dataclasses.asdict(Config()))
+        added = ("label.source", "label.action", "penalty.coefficient", "modulate.alpha")
+        found = {name: fields.get(name, usual[name]) for name in added} | found
+    return found
 
 
 def _as_type(value: Any, kind: Any) -> Any:

@@ -1,6 +1,6 @@
 """The state that a run resumes from: written in the background, checked byte for byte before it is used.
 
-    WORKDIR/resume/000012/arrays/        Orbax: dA, dB, moments, direction and bands, the last good differences
+    WORKDIR/resume/000012/arrays/        Orbax: dA, dB, moments, the arm's memory, the last good differences
     WORKDIR/resume/000012/manifest.json  everything else, and a checksum of every file, its own included
 
 A state stands between two steps: that of step 12 holds what steps 0 to 11 have left. It is written under a hidden
@@ -21,17 +21,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from vgrout_jax.common import files
-from vgrout_jax.model import lora2r, sharding
-from vgrout_jax.rl.state import TrainState
-from vgrout_jax.routing.direction import Bands, Routing
 from vgrout_jax.run.continuation import remove_state, state_steps
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when a reader of the old one would misread the new one
+FORMAT = 2  # raised when a reader of the old one would misread the new one
 _BLOCK = 1 << 22
 
 
@@ -175,7 +171,10 @@ def read(folder: Path, step: int) -> Snapshot:
     if _content_digest(content) != digest:
         raise Damaged("manifest.json has another checksum")
     if content["format"] != FORMAT:
-        raise ValueError(f"resume state {path} has format {content['format']}, this version reads {FORMAT}")
+        raise ValueError(
+            f"resume state {path} has format {content['format']}, this version reads {FORMAT}: continue the run with "
+            "the version that began it, or choose another workdir"
+        )
     found = _digests(path)
     for name, expected in content["files"].items():
         if found.get(name) != expected:
@@ -205,42 +204,29 @@ def read_arrays(folder: Path, like: Mapping[str, np.ndarray]) -> dict[str, np.nd
         return checkpointer.restore(folder.absolute(), dict(like))
 
 
-def pack(
-    state: TrainState, *, good: lora2r.Factors | None = None, routing: Routing | None = None
-) -> dict[str, np.ndarray]:
-    """Every array of a run as a copy on the host, by name; the next step may take the memory of the originals."""
-    named = {"state": state, "good": good, "routing": routing}
-    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(named)}
+def pack(tree: Any) -> dict[str, np.ndarray]:
+    """Every array of a tree as a copy on the host, by name; the next step may take the memory of the originals."""
+    leaves = {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
     return {name: np.array(leaf, copy=True) for name, leaf in jax.device_get(leaves).items()}
 
 
-def unpack(
-    arrays: Mapping[str, np.ndarray], like: TrainState, mesh: Mesh
-) -> tuple[TrainState, lora2r.Factors | None, Routing | None]:
-    """The arrays of `pack` on the devices of a mesh.
+def unpack(arrays: Mapping[str, np.ndarray], like: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a tree that `pack` was given, on the devices.
 
     Args:
         arrays: of a snapshot.
-        like: a state of the same shapes, such as the initial one; it is not changed.
-        mesh: the run's.
-
-    Returns:
-        State, last good differences or None, direction and bands or None.
+        like: part -> a tree of arrays or `jax.ShapeDtypeStruct`s with the shapes, types and shardings of this run;
+            it is not changed. A part of which nothing was stored comes back as None.
 
     Raises:
         ValueError: an array is missing or has another shape or type: the state belongs to another model.
     """
-    state = jax.device_put(_fill({"state": like}, arrays)["state"], sharding.state_shardings(mesh, like))
-    good = None
-    if any(name.startswith("good.") for name in arrays):
-        good = _fill({"good": like.deltas}, arrays)["good"]
-        good = jax.device_put(good, sharding.factor_shardings(mesh, like.deltas))
-    routing = None
-    if "routing.v" in arrays:
-        bands = _bands(arrays, "routing.bands"), _bands(arrays, "routing.placebo_bands")
-        routing = Routing(arrays["routing.v"], bands[0], arrays.get("routing.placebo_v"), bands[1])
-        routing = jax.device_put(routing, sharding.replicated(mesh))
-    return state, good, routing
+    found: dict[str, Any] = {}
+    for part, tree in like.items():
+        stored = any(name.startswith(f"{part}.") for name in arrays)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, tree)
+        found[part] = jax.device_put(_fill({part: tree}, arrays)[part], shardings) if stored else None
+    return found
 
 
 def _fill(like: Any, arrays: Mapping[str, np.ndarray]) -> Any:
@@ -258,11 +244,6 @@ def _fill(like: Any, arrays: Mapping[str, np.ndarray]) -> Any:
             )
         leaves.append(found)
     return jax.tree_util.tree_unflatten(structure, leaves)
-
-
-def _bands(arrays: Mapping[str, np.ndarray], prefix: str) -> Bands | None:
-    names = [field.name for field in dataclasses.fields(Bands)]
-    return Bands(**{name: arrays[f"{prefix}.{name}"] for name in names}) if f"{prefix}.{names[0]}" in arrays else None
 
 
 def _name(path: tuple) -> str:

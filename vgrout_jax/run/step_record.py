@@ -1,40 +1,38 @@
 """From a step's rollouts and device metrics to the flat record of docs/method.md section 14. Host side, NumPy."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from vgrout_jax.config import Config
 from vgrout_jax.evaluation.rates import auroc
 from vgrout_jax.rl.rollout import OWN, TEACHER, Rollout, Rollouts
 from vgrout_jax.rl.step import StepMetrics
-from vgrout_jax.routing.direction import Routing
 from vgrout_jax.routing.gate import CLEAN, HACK, MID
 
 ZONES = {"clean": CLEAN, "mid": MID, "hack": HACK}
 QUANTILES = {"q05": 0.05, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q95": 0.95}
 
 
-def step_record(config: Config, rollouts: Rollouts, metrics: StepMetrics, routing: Routing | None) -> dict[str, Any]:
+def step_record(rollouts: Rollouts, metrics: StepMetrics, described: Mapping[str, Any]) -> dict[str, Any]:
     """Every metric of a step that comes from its rollouts and its update.
 
     Args:
-        config: of the run.
         rollouts: the step's rows.
         metrics: of the step, as NumPy arrays.
-        routing: the direction and bands that the gate used, or None.
+        described: what the arm's source says of its memory, of `Source.describe`.
 
     Returns:
         Key of `metrics.METRIC_KEYS` -> number, None where there was nothing to measure.
     """
     record = _outcomes(rollouts.rows) | _lengths(rollouts) | _zones(metrics) | _losses(metrics)
-    if config.gate.kind == "route":
-        record |= _scores(rollouts.rows, metrics) | _bands(metrics, routing)
+    if "score" in metrics.decision.record:
+        record |= _scores(rollouts.rows, metrics)
+    record |= described
     record |= _sampler_agreement(rollouts, metrics)
     record["loss"], record["grad_norm"] = metrics.loss, metrics.gradient_norm
     record["qmass"] = metrics.qmass if float(metrics.gradient_norm) > 0 else None
-    record["groups/skipped"] = int((~metrics.live).sum()) // config.rollout.group_size
+    record["groups/skipped"] = int((~metrics.decision.live).sum()) // rollouts.group_size
     record["time/generate"], record["time/grade"] = rollouts.seconds["generate"], rollouts.seconds["grade"]
     return record
 
@@ -74,14 +72,14 @@ def _lengths(rollouts: Rollouts) -> dict[str, Any]:
 
 def _zones(metrics: StepMetrics) -> dict[str, Any]:
     """Shares among the rollouts that the gate speaks of; None where there is none."""
-    scored, labels = np.asarray(metrics.gate.scored), np.asarray(metrics.gate.labels)
+    scored, labels = np.asarray(metrics.decision.scored), np.asarray(metrics.decision.labels)
     shares = {f"zone/{name}": _mean(labels[scored] == label) for name, label in ZONES.items()}
     return shares | {"zone/unscored": float(np.mean(~scored))}
 
 
 def _losses(metrics: StepMetrics) -> dict[str, Any]:
     """Token means of the ratio, clip fraction and KL, over all rows and per zone."""
-    tokens, labels = np.asarray(metrics.losses.tokens), np.asarray(metrics.gate.labels)
+    tokens, labels = np.asarray(metrics.losses.tokens), np.asarray(metrics.decision.labels)
 
     def token_mean(values: np.ndarray, chosen: np.ndarray) -> float | None:
         weight = tokens * chosen
@@ -97,27 +95,12 @@ def _losses(metrics: StepMetrics) -> dict[str, Any]:
 
 
 def _scores(rows: Sequence[Rollout], metrics: StepMetrics) -> dict[str, Any]:
-    scores, scored = np.asarray(metrics.gate.scores), np.asarray(metrics.gate.scored)
+    scores, scored = np.asarray(metrics.decision.record["score"]), np.asarray(metrics.decision.scored)
     known = scores[scored]
     record = {f"score/{n}": float(np.quantile(known, q)) if known.size else None for n, q in QUANTILES.items()}
-    rewarded = scored & (np.asarray(metrics.advantages) > 0)
+    rewarded = scored & (np.asarray(metrics.decision.advantages) > 0)
     hacks = np.array([row.exploited for row in rows])
     return record | {"gate/auroc": auroc(scores[rewarded], hacks[rewarded])}
-
-
-def _bands(metrics: StepMetrics, routing: Routing) -> dict[str, Any]:
-    usable = np.asarray(routing.bands.usable)
-
-    def pooled(leaf: Any) -> float | None:
-        return _mean(np.asarray(leaf)[usable])
-
-    modules = int(metrics.gate.usable_modules)
-    return {
-        "gate/band_low": pooled(routing.bands.low_edge),
-        "gate/band_width": pooled(routing.bands.width),
-        "gate/modules": modules,
-        "gate/no_usable_module": int(modules == 0),
-    }
 
 
 def _sampler_agreement(rollouts: Rollouts, metrics: StepMetrics) -> dict[str, Any]:
@@ -139,13 +122,13 @@ def verdict_records(rollouts: Rollouts) -> list[dict[str, Any]]:
 def rollout_records(rollouts: Rollouts, metrics: StepMetrics) -> list[dict[str, Any]]:
     """What the workdir keeps of every rollout: prompt, completion, verdict, advantage, score and label."""
     names = {label: name for name, label in ZONES.items()}
-    advantages, scored = np.asarray(metrics.advantages), np.asarray(metrics.gate.scored)
-    scores, labels = np.asarray(metrics.gate.scores), np.asarray(metrics.gate.labels)
+    advantages, scored = np.asarray(metrics.decision.advantages), np.asarray(metrics.decision.scored)
+    scores, labels = metrics.decision.record.get("score"), np.asarray(metrics.decision.labels)
     return [
         {
             **_graded(row),
             "advantage": float(advantages[index]),
-            "score": float(scores[index]) if scored[index] else None,
+            "score": float(scores[index]) if scores is not None and scored[index] else None,
             "label": names[int(labels[index])],
         }
         for index, row in enumerate(rollouts.rows)

@@ -26,6 +26,7 @@ class Generator:
         sources: Q, distinct (prompt, policy) prefills of a call.
         tokenizer: of the policy.
         config: of the run.
+        one_policy: the quarantine never trains, so that the policies with and without it are one, bit for bit.
     """
 
     sample: sampler.Sampler
@@ -34,6 +35,7 @@ class Generator:
     sources: int
     tokenizer: ChatTokenizer
     config: Config
+    one_policy: bool
 
     def complete(
         self,
@@ -64,7 +66,7 @@ class Generator:
         """
         count = len(prompts)
         active = [True] * count if active is None else list(active)
-        if self.config.gate.kind == "clean":  # the quarantine never trains: both policies are one, bit for bit
+        if self.one_policy:
             quarantine_on = [False] * count
         sources, of_row = _sources(prompts, quarantine_on, active)
         if count > self.rows or len(sources) > self.sources:
@@ -132,9 +134,17 @@ def _sources(
 
 
 def build_generator(
-    config: Config, model: qwen3.Qwen3Config, tokenizer: ChatTokenizer, mesh: jax.sharding.Mesh
+    config: Config,
+    model: qwen3.Qwen3Config,
+    tokenizer: ChatTokenizer,
+    mesh: jax.sharding.Mesh,
+    *,
+    one_policy: bool = False,
 ) -> Generator:
-    """The generator of a run; training and evaluation share one compiled program where truncation is off."""
+    """The generator of a run; training and evaluation share one compiled program where truncation is off.
+
+    `one_policy`: the quarantine never trains, so that the policies with and without it are one, bit for bit.
+    """
 
     def build(top_k: int, top_p: float) -> sampler.Sampler:
         return sampler.build_sampler(
@@ -149,7 +159,7 @@ def build_generator(
 
     truncated = config.rollout.top_k > 0 or config.rollout.top_p < 1.0
     plain = build(0, 1.0)
-    mixed = 0.0 < config.rollout.deployed_frac < 1.0 and config.gate.kind != "clean"
+    mixed = 0.0 < config.rollout.deployed_frac < 1.0 and not one_policy
     policies = 2 if mixed else 1
     return Generator(
         sample=build(config.rollout.top_k, config.rollout.top_p) if truncated else plain,
@@ -158,4 +168,5 @@ def build_generator(
         sources=config.rollout.prompts * policies,
         tokenizer=tokenizer,
         config=config,
+        one_policy=one_policy,
     )

@@ -4,10 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from vgrout_jax.arms.base import Arm
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3
 from vgrout_jax.model.policy import Frozen
@@ -30,8 +32,9 @@ class Row:
 class Passes:
     """The forward and backward passes over a batch, as pure functions closed over the run's settings."""
 
-    def __init__(self, config: Config, model: qwen3.Qwen3Config, mesh: Mesh):
+    def __init__(self, config: Config, model: qwen3.Qwen3Config, mesh: Mesh, *, arm: Arm):
         self.config, self.model = config, model
+        self.labels, self.reads_probe = arm.labels, arm.source.reads_probe
         self.rollouts = config.rollout.prompts * config.rollout.group_size
         self.probe_full = config.gate.probe_policy == "full"
         self.sampler_serves = sampler_serves(config, model)
@@ -204,8 +207,7 @@ class Passes:
         config, batch = self.config, row.batch
         quarantine_on, _ = gate.route_masks(labels)
         variants = self._variants()
-        # Pinned arms have one policy, whatever the label.
-        policies = labels if variants.quarantine_on.size > 1 else jnp.zeros_like(labels)
+        policies = self._policies(labels)
         behind = spread(caches, groups, policies)
         logprobs = self.reader.logprobs(frozen, deltas, batch, variants.route(policies), behind, length=length)
         same_policy = self.trains_as_sampled(batch, quarantine_on)
@@ -231,21 +233,26 @@ class Passes:
         )
 
     def _variants(self) -> Variants:
-        """The policies of the labels; pinned arms have one, and nothing is detached there."""
-        kind = self.config.gate.kind
-        if kind != "route":
-            return Variants(jnp.array([kind == "mid"]))
-        return Variants(*gate.route_masks(jnp.array([gate.CLEAN, gate.MID, gate.HACK])))
+        """The policies of the labels; nothing is detached where no label asks for it."""
+        quarantine_on, detach_deployed = gate.route_masks(np.array(self.labels))
+        return Variants(jnp.array(quarantine_on), jnp.array(detach_deployed) if detach_deployed.any() else None)
+
+    def _policies(self, labels: Int[Array, "n"]) -> Int[Array, "n"]:
+        """Every row's place among `_variants`."""
+        if self.labels == tuple(range(len(self.labels))):
+            return labels
+        return jnp.searchsorted(jnp.array(self.labels), labels).astype(labels.dtype)
 
     def unread_samplers(self) -> tuple[bool, ...]:
         """The policies, by m, under which a forward pass has to read rows for their log pi_old; () for none."""
-        kind = self.config.gate.kind
-        if kind == "clean":
+        if self.labels == (gate.CLEAN,):
             return ()
         if self.sampler_serves:  # but of the teacher's rows, which count as the full policy's
-            return (True,) if kind == "route" and self.config.teacher.per_prompt else ()
-        if kind == "mid":
+            return (True,) if gate.CLEAN in self.labels and self.config.teacher.per_prompt else ()
+        if self.labels == (gate.MID,):
             return (False,)
+        if not self.reads_probe:
+            return (False, True)
         # A row without advantage trains the deployed policy, and the probe does not run it.
         return (False, True) if self.probe_full else (True,)
 
@@ -255,7 +262,7 @@ class Passes:
         Pinned clean, the quarantine never moves from its init, where its output is exactly 0: the policy with
         it and the one without are the same function, bit for bit.
         """
-        if self.config.gate.kind == "clean":
+        if self.labels == (gate.CLEAN,):
             return jnp.ones_like(quarantine_on)
         return batch.quarantine_sampled == quarantine_on
 

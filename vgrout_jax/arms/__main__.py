@@ -1,0 +1,28 @@
+"""Lists every arm with its claim, its source and the labels that it needs.
+
+python -m vgrout_jax.arms            a table
+python -m vgrout_jax.arms --names    a name a line, for loops
+"""
+
+from collections.abc import Sequence
+
+from vgrout_jax.common.command_line import Parser, end_with_one_line
+from vgrout_jax.config.arms import variants
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    parser = Parser(prog="python -m vgrout_jax.arms", description=__doc__.splitlines()[0])
+    parser.add_argument("--names", action="store_true", help="the names of the arms' files in configs/ alone")
+    if parser.parse_args(arguments).names:
+        print("\n".join(dict.fromkeys(variant.arm for variant in variants())))
+        return
+    rows = [("arm", "needs", "claim", "source")]
+    rows += [(v.name, v.entry.needs, v.entry.claim, v.entry.source) for v in variants()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)) + f"  {row[3]}")
+
+
+if __name__ == "__main__":
+    end_with_one_line(main)
