@@ -191,7 +191,8 @@ def test_a_state_of_another_format_is_refused(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "FORMAT", 99)
     stored(tmp_path, whole)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has format 99, this version reads 2: continue the run with the version that began it"):
+    remedy = "continue the run with the version that began it, or choose another workdir"
+    with pytest.raises(ValueError, match=f"has format 99, this version reads 2: {remedy}"):
         snapshots.newest(tmp_path)
 
 
