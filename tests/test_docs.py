@@ -18,7 +18,9 @@ from vgrout_jax.config import ARMS
 
 ROOT = Path(__file__).resolve().parents[1]
 HOWTO = ROOT / "docs" / "howto"
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LOG = ROOT / "docs" / "log"  # dated records, which name files, commands and fields as they were called that day
+ALL_PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = [page for page in ALL_PAGES if page.parent != LOG or page.name == "README.md"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FILE = re.compile(r"\b(?:vgrout_jax|configs|launch|docs|tests|benchmarks)/[\w/.]*\w\.(?:py|md|sh|jsonl?)\b")
 FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
@@ -118,7 +120,7 @@ def smoke(folder: Path, *flags: str) -> str:
     return run(arguments, folder, PYTHONPATH=str(folder))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -174,6 +176,16 @@ def test_readme_s_tree_is_the_tree():
     ]
     missing = {str(path.relative_to(ROOT)) for path in (*modules, *others)} - shown
     assert not missing, f"README's tree lacks {sorted(missing)}"
+
+
+def test_the_log_lists_its_pages_and_they_begin_with_their_date():
+    index = (LOG / "README.md").read_text(encoding="utf-8")
+    pages = sorted(path for path in LOG.glob("*.md") if path.name != "README.md")
+    assert pages
+    for path in pages:
+        date = re.match(r"\d{4}-\d\d-\d\d", path.name)
+        assert date and path.read_text(encoding="utf-8").startswith(f"# {date[0]}: "), path.name
+        assert f"| {date[0]} | [" in index and f"]({path.name}) |" in index, f"docs/log/README.md lacks {path.name}"
 
 
 def test_every_command_is_one():
@@ -354,6 +366,6 @@ def test_nothing_published_names_this_machine():
         ROOT / "pyproject.toml",
         *ROOT.glob("*.lock"),
     ]
-    for path in (*PAGES, *scripts):
+    for path in (*ALL_PAGES, *scripts):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"/(?:work|root|home)/|file://|index-url http|find-links", text), path.name
