@@ -188,6 +188,15 @@ def test_the_log_lists_its_pages_and_they_begin_with_their_date():
         assert f"| {date[0]} | [" in index and f"]({path.name}) |" in index, f"docs/log/README.md lacks {path.name}"
 
 
+def test_a_decision_has_four_lines():
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    entries = [entry.splitlines() for entry in text.split("\n\n") if entry.startswith(("**", "* "))]
+    assert len(entries) > 40
+    starts = ("**", "* Instead of: ", "* Because: ", "* Costs: ")
+    for entry in entries:
+        assert len(entry) == 4 and all(map(str.startswith, entry, starts)), "\n".join(entry)
+
+
 def test_every_command_is_one():
     for page in PAGES:
         for command in commands(page):
