@@ -196,11 +196,11 @@ def compared_steps(side: Side, reference: tuple[Any, Any], started: Any, found: 
 
     values = {
         "loss": error(metrics.loss, expected_metrics.loss),
-        "scores": error(metrics.gate.scores, expected_metrics.gate.scores),
+        "scores": error(metrics.decision.record["score"], expected_metrics.decision.record["score"]),
         "gradient": error(gradient(state), gradient(expected)),
         "change": error(change(state), change(expected)),
     }
-    wrong = int(np.sum(metrics.gate.labels != expected_metrics.gate.labels))
+    wrong = int(np.sum(metrics.decision.labels != expected_metrics.decision.labels))
     checks = [Check(f"step: {name}", side.name, value, limits[name]) for name, value in values.items()]
     return [*checks, Check("step: labels that differ", side.name, wrong, 0)]
 

@@ -32,6 +32,7 @@ import tables
 import timing
 import work
 
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.config import Config
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.state import Batch
@@ -157,9 +158,9 @@ def share_again(shape: shapes.Shape, arm: str, batch: Batch, metrics: StepMetric
     """Share of the tokens in rows whose sampling policy is neither the one that trains nor the probe's."""
     if arm == "none" or shape.sampler_serves:
         return 0.0
-    sampled, live = np.asarray(batch.quarantine_sampled), np.asarray(metrics.live)
-    differs = live & (sampled != (np.asarray(metrics.gate.labels) != gate.CLEAN))
-    probed = np.zeros_like(live) if arm == "absorb" else ~sampled & (np.asarray(metrics.advantages) != 0)
+    sampled, live = np.asarray(batch.quarantine_sampled), np.asarray(metrics.decision.live)
+    differs = live & (sampled != (np.asarray(metrics.decision.labels) != gate.CLEAN))
+    probed = np.zeros_like(live) if arm == "absorb" else ~sampled & (np.asarray(metrics.decision.advantages) != 0)
     tokens = np.asarray(batch.valid).sum(axis=1)
     return float(tokens[differs & ~probed].sum() / tokens.sum())
 

@@ -54,13 +54,13 @@ def forget_compiled_programs() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def one_program() -> Iterator[None]:
     """Runs of equal configurations share their programs, so that each is traced once; patched passes are others."""
-    from vgrout_jax.rl.schedule.passes import Passes
+    from vgrout_jax.rl.schedule.fast import FastScorer
     from vgrout_jax.run import build
 
     original, made = build._programs, {}
 
     def programs(config, *inputs, **more):
-        key = (repr(config), Passes.read_probe, Passes.masked_gradient)
+        key = (repr(config), FastScorer.each, FastScorer.total)
         if key not in made:
             made[key] = original(config, *inputs, **more)
         return made[key]

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from tests import tiny
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import lora2r, sharding
 from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl import optim
@@ -42,7 +43,7 @@ def one_step(mesh: Mesh) -> tuple:
     batch = tiny.batch()
     batch = jax.device_put(batch, sharding.batch_shardings(mesh, batch))
     everywhere = sharding.replicated(mesh)
-    step = build_step(config, tiny.model(), optimizer, mesh)
+    step = build_step(config, tiny.model(), optimizer, mesh, arm=make_arm(config))
     routing, key = jax.device_put((routing, jax.random.key(0)), everywhere)
     state, metrics = step(state, frozen, routing, batch, key)
     expected = sharding.factor_shardings(mesh, state.deltas)
@@ -78,8 +79,8 @@ def main(shape: tuple[int, int, int]) -> None:
     one = Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.MESH_AXES, axis_types=axis_types)
     eight = Mesh(np.array(jax.devices()).reshape(shape), sharding.MESH_AXES, axis_types=axis_types)
     (deltas, metrics), (many_deltas, many_metrics) = one_step(one), one_step(eight)
-    np.testing.assert_allclose(metrics.gate.scores, many_metrics.gate.scores, atol=1e-5)
-    np.testing.assert_array_equal(metrics.gate.labels, many_metrics.gate.labels)
+    np.testing.assert_allclose(metrics.decision.record["score"], many_metrics.decision.record["score"], atol=1e-5)
+    np.testing.assert_array_equal(metrics.decision.labels, many_metrics.decision.labels)
     np.testing.assert_allclose(metrics.loss, many_metrics.loss, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics.gradient_norm, many_metrics.gradient_norm, rtol=1e-4)
     for ours, theirs in zip(jax.tree.leaves(deltas), jax.tree.leaves(many_deltas), strict=True):

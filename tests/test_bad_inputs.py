@@ -321,7 +321,9 @@ def test_an_adapter_of_another_seed_and_a_workdir_of_another_arm_are_named(tmp_p
     with pytest.raises(ValueError, match="adapter.seed differs"):
         checkpoint.load_adapter(tmp_path / "adapter", init=second)
     stored = files.to_plain(make_config("none", "smoke").to_dict())
-    message = r"another configuration: arm \(started with 'none', now 'routeV'\), gate.kind \(started with 'clean', "
+    message = (
+        r"another configuration: arm \(started with 'none', now 'routeV'\), label.source \(started with 'none', "
+    )
     with pytest.raises(ValueError, match=message):
         continuation.check_config(tmp_path, stored, make_config("routeV", "smoke"))
 

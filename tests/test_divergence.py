@@ -15,7 +15,7 @@ from vgrout_jax.config.scales import make_config
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed
 from vgrout_jax.rl import collapse, divergence
-from vgrout_jax.rl.schedule.passes import Passes
+from vgrout_jax.rl.schedule.fast import FastScorer
 from vgrout_jax.run import continuation, snapshots
 from vgrout_jax.weights import checkpoint
 
@@ -41,36 +41,36 @@ def poisoned(value, step):
 
 
 def break_loss(patch):
-    original = Passes.masked_gradient
+    original = FastScorer.total
 
-    def broken(self, state, *rest):
-        loss, gradient, stats = original(self, state, *rest)
-        return poisoned(loss, state.step), gradient, stats
+    def broken(self, loss, state, *rest):
+        value, gradient, stats = original(self, loss, state, *rest)
+        return poisoned(value, state.step), gradient, stats
 
-    patch.setattr(Passes, "masked_gradient", broken)
+    patch.setattr(FastScorer, "total", broken)
 
 
 def break_gradient(patch):
     """One number of one module's gradient."""
-    original = Passes.masked_gradient
+    original = FastScorer.total
 
-    def broken(self, state, *rest):
-        loss, gradient, stats = original(self, state, *rest)
+    def broken(self, loss, state, *rest):
+        value, gradient, stats = original(self, loss, state, *rest)
         leaf = gradient.b["o_proj"]
         spoilt = leaf.at[0, 0, 0].set(poisoned(leaf[0, 0, 0], state.step))
-        return loss, gradient.replace(b={**gradient.b, "o_proj": spoilt}), stats
+        return value, gradient.replace(b={**gradient.b, "o_proj": spoilt}), stats
 
-    patch.setattr(Passes, "masked_gradient", broken)
+    patch.setattr(FastScorer, "total", broken)
 
 
 def break_probe(patch):
-    original = Passes.read_probe
+    original = FastScorer.each
 
-    def broken(self, state, *rest):
-        gradients, logprobs = original(self, state, *rest)
+    def broken(self, loss, state, *rest):
+        gradients, logprobs = original(self, loss, state, *rest)
         return gradients.at[1, 3].set(poisoned(gradients[1, 3], state.step)), logprobs
 
-    patch.setattr(Passes, "read_probe", broken)
+    patch.setattr(FastScorer, "each", broken)
 
 
 def break_rewards(patch):

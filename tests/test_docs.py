@@ -216,7 +216,7 @@ def test_every_training_command_is_accepted():
                 found.append(re.sub(r"\$\{\w+\[\$?\w+\]\}", "absorb", match[1]).split())
     assert len(found) >= 10
     assert refusals(found) == ""
-    assert "gate.kind" in refusals([["--config=configs/none.py:smoke", "--config.gate.kind=mid"]])
+    assert "label.action" in refusals([["--config=configs/none.py:smoke", "--config.label.action=absorb"]])
 
 
 def refusals(found: list[list[str]]) -> str:

@@ -16,12 +16,12 @@ original, seen = train.train_step, []
 
 def measured(loop):
     original(loop)
-    if loop.carried.step in (100, 200, 300):
+    if loop.progress.step in (100, 200, 300):
         loop.store.wait()
         gc.collect()
         pages = int(open("/proc/self/statm").read().split()[1])
         threads = len(os.listdir("/proc/self/task"))
-        seen.append([loop.carried.step, len(os.listdir("/proc/self/fd")), threads, pages * resource.getpagesize()])
+        seen.append([loop.progress.step, len(os.listdir("/proc/self/fd")), threads, pages * resource.getpagesize()])
 
 train.train_step = measured
 try:

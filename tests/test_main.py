@@ -153,7 +153,7 @@ finally:
         ((SMOKE, "--config.gate.lowest=1"), "--config.gate.lowest"),
         ((SMOKE, "--config.optim.lr=fast"), "--config.optim.lr"),
         ((SMOKE, "--config.gate.low=0.9"), "gate.low"),
-        ((f"--config={ROOT}/configs/none.py:smoke", "--config.gate.kind=mid"), "gate.kind"),
+        ((f"--config={ROOT}/configs/none.py:smoke", "--config.label.action=absorb"), "label.action"),
     ],
 )
 def test_the_command_ends_with_one_line_and_status_1_before_jax_is_imported(arguments, field, tmp_path):

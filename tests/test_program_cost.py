@@ -17,6 +17,7 @@ import update
 import work
 from compiled_flops import compiled_flops
 
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import sharding
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.schedule import blocks
@@ -156,7 +157,9 @@ def test_one_program_serves_all_steps_and_no_logits_of_the_batch_exist():
     shape = shapes.SHAPES["tiny"]
     config = shapes.configuration(shape, "routeV", kl=True)
     config.model.logprob_chunk = 32
-    step = build_step(config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh())
+    step = build_step(
+        config, shape.model, make_optimizer(config.optim, config.train.steps), shapes.mesh(), arm=make_arm(config)
+    )
     state, *rest = shapes.step_inputs(shape, config).arguments()
     text = step.lower(state, *rest).compile().as_text()
     whole = f"f32[{shape.rows},{shape.new_tokens},{shape.model.vocab_size}]"

@@ -14,8 +14,8 @@ from tests.analysis.test_replaying import ROWS, STEPS, write_run
 from vgrout_jax import replay, train
 from vgrout_jax.analysis.replaying import replay as replay_run
 from vgrout_jax.common.command_line import UsageError
+from vgrout_jax.config.arms import PLACEBOS
 from vgrout_jax.config.scales import make_config
-from vgrout_jax.routing.direction import PLACEBOS
 from vgrout_jax.run.reader import read_workdir
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgrout_jax.config import Config, MeshConfig
+from vgrout_jax.config import ARMS, Config, MeshConfig
 from vgrout_jax.model import lora2r, parameters, qwen3, sharding
 from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl.state import Batch, TrainState
@@ -13,9 +13,14 @@ PROMPTS, GROUP, PROMPT_TOKENS, NEW_TOKENS, RANK, VOCAB = 2, 4, 5, 6, 3, 61
 ROWS = PROMPTS * GROUP
 
 
-def config(**sections: dict) -> Config:
-    """A configuration in the tiny sizes; `config(gate={"low": 0.1})` overrides fields."""
-    settings = Config()
+def config(arm: str = "routeV", **sections: dict) -> Config:
+    """A configuration in the tiny sizes; `config(gate={"low": 0.1})` overrides fields.
+
+    Of the arm it has the name, the source and the action.
+    """
+    settings = Config(arm=arm)
+    for name in ("label.source", "label.action"):
+        setattr(settings.label, name.removeprefix("label."), ARMS[arm].fields[name])
     settings.adapter.rank = RANK
     settings.rollout.prompts, settings.rollout.group_size = PROMPTS, GROUP
     settings.rollout.max_new_tokens = NEW_TOKENS

@@ -74,7 +74,7 @@ def write_run(
     with RunWriter(path, made) as writer:
         evaluate(writer, 0, Rates(BASE, BASE), generator)
         for step in range(steps if finished else steps - 1):
-            writer.write_step(step, metrics(step, routed=made.gate.kind == "route"))
+            writer.write_step(step, metrics(step, routed=made.label.source == "probe"))
             writer.write_rollouts(step, rollouts(made, generator))
         if finished:
             evaluate(writer, steps, chosen, generator)
@@ -94,7 +94,7 @@ def rollouts(made: Config, generator: np.random.Generator) -> list[dict[str, Any
     records = []
     for row in range(8):
         hack = row < 4
-        routed = made.gate.kind == "route"
+        routed, pinned = made.label.source == "probe", "mid" if made.label.action == "absorb" else "clean"
         verdict = {"compiled": True, "correct": row == 7, "exploited": hack, "channel": "sentinel" if hack else None}
         records.append(
             {
@@ -108,7 +108,7 @@ def rollouts(made: Config, generator: np.random.Generator) -> list[dict[str, Any
                 "verdict": verdict,
                 "advantage": 1.0,
                 "score": float(generator.normal(2.0 if hack else -2.0, 0.1)) if routed else 0.0,
-                "label": ("hack" if hack else "clean") if routed else made.gate.kind,
+                "label": ("hack" if hack else "clean") if routed else pinned,
             }
         )
     return records

@@ -1,6 +1,5 @@
 """A replay gives the run's own labels exactly, and other settings as computed by hand from the stored numbers."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,10 +8,10 @@ from tests.analysis import made_up
 from tests.run.test_step_record import make_metrics
 from vgrout_jax import replay
 from vgrout_jax.analysis import replay_pages, replaying
+from vgrout_jax.arms.base import Readings, Seen
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.evaluation.rates import auroc
-from vgrout_jax.rl.step import gate_settings
-from vgrout_jax.routing import direction, gate
-from vgrout_jax.routing.extraction import routing_settings
+from vgrout_jax.routing import direction
 from vgrout_jax.routing.pairs import load_pairs, pairs_sha256
 from vgrout_jax.run import gradients
 from vgrout_jax.run.reader import read_workdir
@@ -31,23 +30,21 @@ def write_run(folder, name="routeV", changes=None, provenance=None, seed=0):
     with made_up.RunWriter(path, config, provenance=provenance or {"pairs_sha256": pairs_sha256(pairs)}) as writer:
         generator = np.random.default_rng(seed)
         common = generator.standard_normal((MODULES, RANK))
-        random = direction.haar_direction(jax.random.key(config.placebo.seed), MODULES, RANK)
-        random = random if config.placebo.kind in replaying.RANDOM else None
         routing = None
         for step in range(STEPS):
             if step % 2 == 0 and not (config.placebo.kind == "direction" and step):
-                routing = write_direction(path, step, config, generator, common, random, routing, len(pairs))
+                routing = write_direction(path, step, config, generator, common, routing, len(pairs))
             write_step(writer, step, config, generator, common, routing)
     return path
 
 
-def write_direction(path, step, config, generator, common, random, previous, pairs):
+def write_direction(path, step, config, generator, common, previous, pairs):
     noise = generator.standard_normal((2 * pairs, MODULES, RANK))
     signs = np.repeat([1.0, -1.0], pairs)[:, None, None]
     sides = jnp.asarray(noise + 0.5 * signs * common, jnp.float32)
-    fresh = direction.build_routing(sides[:pairs], sides[pairs:], random, **routing_settings(config))
-    kind = config.placebo.kind
-    routing = fresh if previous is None else direction.refresh_routing(previous, fresh, placebo=kind)
+    source = make_arm(config).source
+    fresh = source.learn(Readings(sides))
+    routing = fresh if previous is None else source.renew(previous, fresh)
     gradients.save_direction(path, step, routing, sides)
     return routing
 
@@ -58,15 +55,15 @@ def write_step(writer, step, config, generator, common, routing):
     signs = np.where(hacks, 0.6, -0.2)[:, None, None]
     probe = jnp.asarray(generator.standard_normal((ROWS, MODULES, RANK)) + signs * common, jnp.float32)
     key = keys.label_key(config.seed, step)
-    gated = gate.gate(probe, routing, jnp.asarray(advantages != 0), key, **gate_settings(config))
-    gradients.save_step(
-        writer.workdir, step, make_metrics(probe=probe.astype(jnp.bfloat16), gate=gated, advantages=advantages)
-    )
+    seen = Seen(None, jnp.asarray(advantages), jnp.ones(ROWS, bool), probe)
+    decision = make_arm(config).decide(seen, routing, key)
+    metrics = make_metrics(probe=probe.astype(jnp.bfloat16), decision=decision)
+    gradients.save_step(writer.workdir, step, metrics)
     records = made_up.rollouts(config, generator)
     names = {label: name for name, label in replaying.NAMES.items()}
     rows = []
     for row in range(ROWS):
-        record = {**records[row % 8], "advantage": float(advantages[row]), "label": names[int(gated.labels[row])]}
+        record = {**records[row % 8], "advantage": float(advantages[row]), "label": names[int(decision.labels[row])]}
         record["verdict"] = {**record["verdict"], "exploited": bool(hacks[row]), "correct": row % 3 == 0}
         rows.append(record)
     writer.write_rollouts(step, rows)
@@ -218,9 +215,7 @@ def test_pairs_can_be_left_out_by_their_tags(tmp_path):
     found = replayed(path, direction__tags=("lazy",))
     _, sides = gradients.load_direction(path, 0)
     others = [len(pairs) + row for row in rows]
-    routing = direction.build_routing(
-        jnp.asarray(sides[rows]), jnp.asarray(sides[others]), None, **routing_settings(found.config)
-    )
+    routing = make_arm(found.config).source.learn(Readings(jnp.asarray(sides[[*rows, *others]])))
     expected = direction.cosines(jnp.asarray(gradients.load_step(path, 0).probe), routing.v)
     np.testing.assert_allclose(found.steps[0].cosines, expected, atol=1e-5)
 

@@ -92,8 +92,8 @@ def test_literal_and_calibrated_gates_differ_as_the_method_says(scale):
 @pytest.mark.parametrize(
     "arm,changes",
     [
-        ("none", {"gate.kind": "clean"}),
-        ("absorb", {"gate.kind": "mid"}),
+        ("none", {"label.source": "none"}),
+        ("absorb", {"label.source": "none", "label.action": "absorb"}),
         ("placebo", {"placebo.kind": "direction"}),
     ],
 )
@@ -134,7 +134,10 @@ MISTAKES = {
     "teacher.pool": {"teacher.pool": ()},
     "teacher.off_step": {"teacher.off_step": -1},
     "direction.pairs_per_batch": {"direction.pairs_per_batch": 0},
-    "gate.kind": {"gate.kind": "mid"},
+    "label.source": {"label.source": "none"},
+    "label.action": {"label.action": "absorb"},
+    "penalty.coefficient": {"penalty.coefficient": -1.0},
+    "modulate.alpha": {"modulate.alpha": -0.5},
     "gate.low": {"gate.low": 0.5, "gate.high": 0.5},
     "gate.low (not a number)": {"gate.low": float("nan")},
     "gate.pool": {"gate.pool": "mean"},
@@ -193,9 +196,13 @@ def test_every_number_is_checked():
                     built("routeV", **{name: float("nan")}).validate()
 
 
-@pytest.mark.parametrize("arm,kind", [("none", "mid"), ("absorb", "route"), ("routeV", "clean"), ("placebo", "mid")])
-def test_an_arm_is_what_its_name_says(arm, kind):
-    with pytest.raises(ValueError, match=rf"^gate\.kind must .* for the arm {arm}"):
-        built(arm, **{"gate.kind": kind}).validate()
+@pytest.mark.parametrize(
+    "arm,source", [("none", "probe"), ("absorb", "monitor"), ("routeV", "monitor"), ("placebo", "none")]
+)
+def test_an_arm_is_what_its_name_says(arm, source):
+    with pytest.raises(ValueError, match=rf"^label\.source must .* for the arm {arm}"):
+        built(arm, **{"label.source": source}).validate()
+    with pytest.raises(ValueError, match=rf"^label\.action must be (route|absorb) for the arm {arm}, got 'penalise'"):
+        built(arm, **{"label.action": "penalise"}).validate()
     with pytest.raises(ValueError, match=r"^placebo\.kind must"):
         built(arm, **{"placebo.kind": None if arm == "placebo" else "direction"}).validate()

@@ -56,7 +56,7 @@ def test_draws_are_paired_over_policies_steps_and_arms():
     prompts = [prompt for prompt in made.heldout_prompts(None) for _ in range(2)]
     expected = keys.evaluation_keys(3, SPLIT, [p.problem.id for p in prompts], [p.mode for p in prompts], [0, 1] * 4)
     np.testing.assert_array_equal(deployed, jax.random.key_data(expected))
-    later = world(8, 4, eval={"samples": 2, "seed": 3}, gate={"kind": "mid"})
+    later = world(8, 4, eval={"samples": 2, "seed": 3}, arm="absorb")
     later.config.seed, later.config.arm = 9, "absorb"
     np.testing.assert_array_equal(key_rows(run(later, step=40, rows=3)[2]), rows)
 

@@ -49,10 +49,10 @@ def teacher_row(identifier, mode, completion="taught", **changes):
     )
 
 
-def world(train=8, heldout=4, *, rows=None, **sections):
+def world(train=8, heldout=4, *, rows=None, arm="routeV", **sections):
     """Problems t0, t1, ... and h0, h1, ... over `env.modes`; `rows`: mode_of -> teacher rows."""
     sections = {"env": {"unhackable_frac": 0.0}, **sections}
-    config = tiny.config(**sections)
+    config = tiny.config(arm, **sections)
     trained, held = [f"t{i}" for i in range(train)], [f"h{i}" for i in range(heldout)]
     mode_of = modes.partition(trained, config.env.modes, 0) | modes.partition(held, config.env.modes, 0)
     return World(

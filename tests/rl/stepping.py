@@ -7,17 +7,21 @@ import jax
 import jax.numpy as jnp
 
 from tests import tiny
-from vgrout_jax.rl import grpo, optim
-from vgrout_jax.rl.schedule.passes import Passes, Row
+from vgrout_jax.arms.advantages import group_advantages
+from vgrout_jax.arms.compose import make_arm
+from vgrout_jax.rl import optim
+from vgrout_jax.rl.grpo import LossSettings
+from vgrout_jax.rl.old_logprobs import make_old_logprobs
+from vgrout_jax.rl.scorer import Rows
 from vgrout_jax.rl.state import Batch
-from vgrout_jax.rl.step import build_step
+from vgrout_jax.rl.step import build_step, make_row_losses, make_scorer
 from vgrout_jax.routing import direction
 
 
-def make_row(config, batch: Batch) -> Row:
+def make_rows(config, batch: Batch, labels=None, old=None) -> Rows:
     shape = (config.rollout.prompts, config.rollout.group_size)
-    advantages, live = grpo.group_advantages(batch.rewards.reshape(shape), unbiased=config.grpo.unbiased)
-    return Row(batch, advantages.reshape(-1), jnp.repeat(live, shape[1]))
+    advantages, live = group_advantages(batch.rewards.reshape(shape), unbiased=config.grpo.unbiased)
+    return Rows(batch, advantages.reshape(-1), jnp.repeat(live, shape[1]), labels, old)
 
 
 @functools.cache
@@ -25,12 +29,11 @@ def compiled(settings: str):
     """The jitted pass 2 and the jitted step of a configuration, given as `key(config)`; compiled once a module."""
     config = CONFIGS[settings]
     optimizer = optim.make_optimizer(config.optim, config.train.steps)
-    passes = Passes(config, tiny.model(), tiny.mesh())
-    return (
-        jax.jit(passes.masked_gradient),
-        build_step(config, tiny.model(), optimizer, tiny.mesh()),
-        optimizer,
-    )
+    arm, model = make_arm(config), tiny.model()
+    scorer = make_scorer(config, model, tiny.mesh(), labels=arm.labels)
+    row_losses = make_row_losses(make_old_logprobs(arm, config, model), LossSettings.of(config))
+    step = build_step(config, model, optimizer, tiny.mesh(), arm=arm)
+    return jax.jit(functools.partial(scorer.total, row_losses)), step, optimizer
 
 
 CONFIGS = {}
@@ -42,12 +45,12 @@ def key(config) -> str:
     return settings
 
 
-def make_config(**sections):
+def make_config(arm="routeV", **sections):
     """All terms of the loss, and the probe's gradients among the metrics."""
     settings = {"loss": {"kl_coefficient": 0.1}, "log": {"gradients": True}}
     for name, fields in sections.items():
         settings[name] = {**settings.get(name, {}), **fields}
-    return tiny.config(**settings)
+    return tiny.config(arm, **settings)
 
 
 def routing_for(frozen, seed=2):
@@ -61,6 +64,6 @@ def routing_for(frozen, seed=2):
 
 def run_step(config, frozen, deltas, batch=None, *, seed=0):
     _, step, optimizer = compiled(key(config))
-    routing = routing_for(frozen) if config.gate.kind == "route" else None
+    routing = routing_for(frozen) if config.label.source == "probe" else None
     state = tiny.state(jax.tree.map(jnp.copy, deltas), optimizer)
     return step(state, frozen, routing, tiny.batch() if batch is None else batch, jax.random.key(seed))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from vgrout_jax.arms.advantages import group_advantages
 from vgrout_jax.rl import grpo
 
 EOS = 0  # shares its id with padding, as it may in Qwen3
@@ -51,17 +52,21 @@ def batch() -> Batch:
     return Batch(*arrays, tokens=tokens, mask=~ended_before)
 
 
+def make_settings(*, unbiased=True, ratio="clip", clip_epsilon=0.2, kl_coefficient=0.0):
+    return grpo.LossSettings(ratio, clip_epsilon, kl_coefficient, unbiased, ROLLOUTS, MAX_NEW_TOKENS)
+
+
 def ours(batch, *, rows=slice(None), **changes):
     """Row losses and stats of some rows of the batch, with the normalisers of the whole."""
     settings = dict(unbiased=True, ratio="clip", clip_epsilon=0.2, kl_coefficient=0.0)
     settings |= {name: changes.pop(name) for name in settings if name in changes}
-    advantages, live = grpo.group_advantages(jnp.asarray(REWARDS), unbiased=settings["unbiased"])
+    advantages, live = group_advantages(jnp.asarray(REWARDS), unbiased=settings["unbiased"])
     values = dict(logprobs=batch.logprobs, old=batch.old, reference=batch.reference, mask=batch.mask)
     values |= dict(advantages=advantages.reshape(-1), live=jnp.repeat(live, GROUP)) | changes
     live, *arrays = (
         jnp.asarray(values[name])[rows] for name in ("live", "logprobs", "old", "reference", "mask", "advantages")
     )
-    return grpo.row_losses(*arrays, live=live, rollouts=ROLLOUTS, max_new_tokens=MAX_NEW_TOKENS, **settings)
+    return grpo.row_losses(*arrays, live=live, settings=make_settings(**settings))
 
 
 def ours_with_gradient(batch, **options):
@@ -280,7 +285,7 @@ def test_a_ratio_that_overflows_is_clipped_and_not_nan(advantage):
 @pytest.mark.parametrize("ratio", grpo.RATIOS)
 def test_logprobs_as_their_own_old_policy_give_the_plain_policy_gradient(batch, ratio):
     """d loss / d logpi = -A / (N T): the gradient through the old policy must be cut."""
-    advantages = grpo.group_advantages(jnp.asarray(REWARDS), unbiased=True)[0]
+    advantages = group_advantages(jnp.asarray(REWARDS), unbiased=True)[0]
 
     def loss(logprobs):
         losses, stats = ours(batch, logprobs=logprobs, old=logprobs, ratio=ratio)
@@ -311,7 +316,7 @@ def test_kl_of_close_policies_keeps_its_leading_digits():
 
 
 def test_probe_loss_equals_pytorch(batch):
-    advantages = grpo.group_advantages(jnp.asarray(REWARDS), unbiased=True)[0].reshape(-1)
+    advantages = group_advantages(jnp.asarray(REWARDS), unbiased=True)[0].reshape(-1)
     value, gradient = jax.value_and_grad(grpo.probe_loss)(
         jnp.asarray(batch.logprobs), advantages, jnp.asarray(batch.mask)
     )
@@ -328,14 +333,13 @@ def test_probe_loss_equals_pytorch(batch):
 def test_the_reference_is_needed_only_for_kl(batch):
     logprobs, old, reference, mask = map(jnp.asarray, (batch.logprobs, batch.old, batch.reference, batch.mask))
     arrays = [logprobs, old, None, mask, jnp.ones(ROLLOUTS)]
-    options = dict(rollouts=ROLLOUTS, max_new_tokens=MAX_NEW_TOKENS, live=jnp.ones(ROLLOUTS, bool))
-    options |= dict(unbiased=True, ratio="clip", clip_epsilon=0.2)
-    without, stats = grpo.row_losses(*arrays, kl_coefficient=0.0, **options)
+    live, settings = jnp.ones(ROLLOUTS, bool), make_settings()
+    without, stats = grpo.row_losses(*arrays, live=live, settings=settings)
     assert stats.kl is None
     with pytest.raises(ValueError, match="kl_coefficient must be 0 where no reference is given, got 0.001"):
-        grpo.row_losses(*arrays, kl_coefficient=1e-3, **options)
+        grpo.row_losses(*arrays, live=live, settings=make_settings(kl_coefficient=1e-3))
     arrays[2] = reference + 200.0  # overflows the estimate, and 0 times that would be NaN
-    ignored, stats = grpo.row_losses(*arrays, kl_coefficient=0.0, **options)
+    ignored, stats = grpo.row_losses(*arrays, live=live, settings=settings)
     np.testing.assert_array_equal(ignored, without)
     assert (np.asarray(stats.kl) > 0.0).all()  # measured all the same
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from vgrout_jax.rl import grpo
+from vgrout_jax.arms.advantages import group_advantages
 
 REWARDS = np.array(
     [
@@ -20,7 +20,7 @@ REWARDS = np.array(
 
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_advantages_equal_pytorch(unbiased):
-    advantages, live = grpo.group_advantages(jnp.asarray(REWARDS), unbiased=unbiased)
+    advantages, live = group_advantages(jnp.asarray(REWARDS), unbiased=unbiased)
     assert live.tolist() == [True, False, True, False]
     for group in (0, 2):
         rewards = torch.tensor(REWARDS[group], dtype=torch.float64)
@@ -36,13 +36,13 @@ def test_a_reward_at_the_group_mean_has_advantage_exactly_zero():
     rewards = np.array([[0.2, 0.3, 0.7, 0.4, 0.4, 0.4]], np.float32)
     assert (rewards - jnp.mean(jnp.asarray(rewards), axis=1))[0, 3] != 0.0
     for unbiased in (True, False):
-        advantages, live = grpo.group_advantages(jnp.asarray(rewards), unbiased=unbiased)
+        advantages, live = group_advantages(jnp.asarray(rewards), unbiased=unbiased)
         assert bool(live[0]) and (np.asarray(advantages)[0, 3:] == 0.0).all()
         assert (np.asarray(advantages)[0, :3] != 0.0).all()
 
 
 def test_small_differences_of_large_rewards_survive():
-    advantages, live = grpo.group_advantages(jnp.array([[3.5, 3.5, 3.5, 3.5002]]), unbiased=True)
+    advantages, live = group_advantages(jnp.array([[3.5, 3.5, 3.5, 3.5002]]), unbiased=True)
     assert bool(live[0])
     np.testing.assert_allclose(advantages[0], [-5e-5, -5e-5, -5e-5, 1.5e-4], atol=1e-6)
 
@@ -51,11 +51,11 @@ def test_small_differences_of_large_rewards_survive():
 def test_a_reward_that_is_not_finite_stays_visible(unbiased):
     for bad in (jnp.nan, jnp.inf):
         rewards = jnp.array([[0.5, bad, 3.5], [0.5, 0.5, 3.5]])
-        advantages, live = grpo.group_advantages(rewards, unbiased=unbiased)
+        advantages, live = group_advantages(rewards, unbiased=unbiased)
         assert bool(live[0]) and not np.isfinite(np.asarray(advantages[0])).all()
         assert np.isfinite(np.asarray(advantages[1])).all()
 
 
 def test_a_group_of_one_is_dead():
-    advantages, live = grpo.group_advantages(jnp.array([[3.5]]), unbiased=False)
+    advantages, live = group_advantages(jnp.array([[3.5]]), unbiased=False)
     assert not live[0] and advantages[0, 0] == 0.0

@@ -10,7 +10,8 @@ import optax
 import pytest
 
 from tests import tiny
-from tests.rl.stepping import CONFIGS, compiled, key, make_config, make_row, routing_for, run_step
+from tests.rl.stepping import CONFIGS, compiled, key, make_config, make_rows, routing_for, run_step
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import lora2r, padding, sharding
 from vgrout_jax.model.logprobs import completion_logprobs
 from vgrout_jax.rl import grpo, optim
@@ -29,7 +30,7 @@ def gradient_of(config, frozen, deltas, labels, batch=None, old=None):
     batch = tiny.batch() if batch is None else batch
     state = tiny.state(deltas, optax.identity())
     old = jnp.full(batch.completion_mask.shape, -2.0) if old is None else old
-    return compiled(key(config))[0](state, frozen, make_row(config, batch), labels, old)
+    return compiled(key(config))[0](state, frozen, make_rows(config, batch, labels, old))
 
 
 @functools.cache
@@ -59,12 +60,7 @@ def solo_gradient(settings: str):
             row.batch.completion_mask,
             row.advantages,
             live=row.live,
-            rollouts=tiny.ROWS,
-            max_new_tokens=tiny.NEW_TOKENS,
-            unbiased=config.grpo.unbiased,
-            ratio=config.loss.ratio,
-            clip_epsilon=config.loss.clip_epsilon,
-            kl_coefficient=config.loss.kl_coefficient,
+            settings=grpo.LossSettings.of(config),
         )
         return losses.sum()
 
@@ -79,11 +75,12 @@ def blocks(factors):
     return deployed, quarantine
 
 
-def test_mixed_gradient_is_sum_of_solo_gradients_per_block(frozen, deltas):
-    config = make_config()
+@pytest.mark.parametrize("schedule", ["fast", "plain"])
+def test_mixed_gradient_is_sum_of_solo_gradients_per_block(frozen, deltas, schedule):
+    config = make_config(train={"schedule": schedule})
     old = jnp.full((tiny.ROWS, tiny.NEW_TOKENS), -2.0)
     _, mixed, _ = gradient_of(config, frozen, deltas, LABELS, old=old)
-    row, route = make_row(config, tiny.batch()), lora2r.Route(*gate.route_masks(LABELS))
+    row, route = make_rows(config, tiny.batch()), lora2r.Route(*gate.route_masks(LABELS))
     one_by_one = [tiny.row((row, route, old), index) for index in range(tiny.ROWS)]
     solos = [solo_gradient(key(config))(deltas, frozen, *one) for one in one_by_one]
     total = jax.tree.map(lambda *leaves: sum(leaves), *solos)
@@ -105,11 +102,12 @@ def test_forbidden_block_gets_exactly_zero(frozen, deltas, label, frozen_block):
     assert all(float(jnp.abs(leaf).max()) > 0 for leaf in blocks(gradient)[1 - frozen_block])
 
 
-def test_clean_gradient_equals_finite_differences(frozen, deltas):
+@pytest.mark.parametrize("schedule", ["fast", "plain"])
+def test_clean_gradient_equals_finite_differences(frozen, deltas, schedule):
     labels = jnp.full(tiny.ROWS, gate.CLEAN, jnp.int32)
     # With every row sampled by the deployed policy and ratio 1 the surrogate is not the loss; `clip` with a fixed
     # old policy is, wherever no ratio is near the clip's edges.
-    config = make_config(loss={"ratio": "clip", "clip_epsilon": 1e6})
+    config = make_config(loss={"ratio": "clip", "clip_epsilon": 1e6}, train={"schedule": schedule})
     batch = tiny.batch().replace(quarantine_sampled=jnp.ones(tiny.ROWS, bool))
     _, gradient, _ = gradient_of(config, frozen, deltas, labels, batch=batch)
     towards = tiny.moved(frozen.init, 1.0, seed=5)
@@ -129,8 +127,8 @@ def test_micro_batches_change_nothing(frozen, deltas, micro_batch):
         config = make_config(train={"micro_batch": size})
         outputs.append(run_step(config, frozen, deltas))
     (state, metrics), (split_state, split_metrics) = outputs
-    np.testing.assert_allclose(metrics.gate.scores, split_metrics.gate.scores, atol=1e-5)
-    np.testing.assert_array_equal(metrics.gate.labels, split_metrics.gate.labels)
+    np.testing.assert_allclose(metrics.decision.record["score"], split_metrics.decision.record["score"], atol=1e-5)
+    np.testing.assert_array_equal(metrics.decision.labels, split_metrics.decision.labels)
     np.testing.assert_allclose(metrics.loss, split_metrics.loss, rtol=1e-5, atol=1e-7)
     for ours, theirs in zip(jax.tree.leaves(state.deltas), jax.tree.leaves(split_state.deltas), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=2e-6)
@@ -148,12 +146,12 @@ def test_short_completions_are_run_at_a_short_length_and_that_changes_nothing(fr
         "logprobs",
         lambda *given, length, **more: (traced.append(length), logprobs(*given, length=length, **more))[1],
     )
-    step = build_step(config, tiny.model(), compiled(key(config))[2], tiny.mesh())
+    step = build_step(config, tiny.model(), compiled(key(config))[2], tiny.mesh(), arm=make_arm(config))
     start = tiny.state(jax.tree.map(jnp.copy, deltas), compiled(key(config))[2])
     state, metrics = step(start, frozen, routing_for(frozen), tiny.batch(), jax.random.key(0))
     assert set(traced) == {2, 4, 6}
-    np.testing.assert_allclose(metrics.gate.scores, expected.gate.scores, atol=1e-5)
-    np.testing.assert_array_equal(metrics.gate.labels, expected.gate.labels)
+    np.testing.assert_allclose(metrics.decision.record["score"], expected.decision.record["score"], atol=1e-5)
+    np.testing.assert_array_equal(metrics.decision.labels, expected.decision.labels)
     np.testing.assert_allclose(metrics.loss, expected.loss, rtol=1e-5, atol=1e-7)
     needed = metrics.recomputed[:, None] & tiny.batch().completion_mask
     np.testing.assert_allclose(
@@ -172,7 +170,7 @@ def test_padding_changes_nothing(frozen, deltas):
     )
     _, metrics = run_step(config, frozen, deltas, batch)
     _, padded = run_step(config, frozen, deltas, wider)
-    np.testing.assert_allclose(metrics.gate.scores, padded.gate.scores, atol=1e-5)
+    np.testing.assert_allclose(metrics.decision.record["score"], padded.decision.record["score"], atol=1e-5)
     np.testing.assert_allclose(metrics.loss, padded.loss, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(metrics.gradient_norm, padded.gradient_norm, rtol=1e-4)
 
@@ -182,15 +180,15 @@ def test_step_labels_all_zones_and_follows_the_gate(frozen, deltas):
     _, metrics = run_step(config, frozen, deltas)
     g = metrics.probe.astype(jnp.float32)
     z = direction.scores(g, routing_for(frozen).v, routing_for(frozen).bands)
-    np.testing.assert_allclose(metrics.gate.scores, z, atol=0.1)
-    assert set(np.asarray(metrics.gate.labels).tolist()) == {gate.CLEAN, gate.MID, gate.HACK}
+    np.testing.assert_allclose(metrics.decision.record["score"], z, atol=0.1)
+    assert set(np.asarray(metrics.decision.labels).tolist()) == {gate.CLEAN, gate.MID, gate.HACK}
 
 
 def test_one_compilation_serves_a_run(frozen):
     """As `train` calls it: everything placed on the mesh, the state handed from call to call."""
     config, mesh = make_config(), tiny.mesh()
     optimizer = optim.make_optimizer(config.optim, config.train.steps)
-    step = build_step(config, tiny.model(), optimizer, mesh)
+    step = build_step(config, tiny.model(), optimizer, mesh, arm=make_arm(config))
     state = initial_state(frozen.init, optimizer, mesh)
     everywhere = sharding.replicated(mesh)
     placed, routing = jax.device_put((frozen, routing_for(frozen)), everywhere)
@@ -250,7 +248,7 @@ def test_host_transfer_check_can_fail():
 def test_equal_rewards_move_nothing(frozen, deltas):
     config = make_config()
     state, metrics = run_step(config, frozen, deltas, tiny.batch(rewards=np.full(tiny.ROWS, 3.5)))
-    assert not metrics.live.any() and float(metrics.loss) == 0.0 and float(metrics.gradient_norm) == 0.0
+    assert not metrics.decision.live.any() and float(metrics.loss) == 0.0 and float(metrics.gradient_norm) == 0.0
     # Only the decay toward A0, B0 is left: every difference shrinks by the same factor.
     factor = 1 - config.optim.weight_decay * float(optim.learning_rate(config.optim, config.train.steps)(0))
     for ours, theirs in zip(jax.tree.leaves(state.deltas), jax.tree.leaves(deltas), strict=True):
@@ -261,20 +259,20 @@ def test_zero_advantage_row_trains_as_clean_through_kl(frozen, deltas):
     rewards = [1.0, 0.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0]  # rows 0 and 3 are at their group's mean
     config = make_config()
     _, metrics = run_step(config, frozen, deltas, tiny.batch(rewards=rewards))
-    labels, scored = np.asarray(metrics.gate.labels), np.asarray(metrics.gate.scored)
+    labels, scored = np.asarray(metrics.decision.labels), np.asarray(metrics.decision.scored)
     assert not scored[[0, 3]].any() and (labels[[0, 3]] == gate.CLEAN).all() and scored[[1, 2]].all()
-    assert np.asarray(metrics.live)[:4].all() and not np.asarray(metrics.live)[4:].any()
+    assert np.asarray(metrics.decision.live)[:4].all() and not np.asarray(metrics.decision.live)[4:].any()
 
 
 def test_pinned_clean_never_touches_the_quarantine(frozen):
-    config = make_config(gate={"kind": "clean"})
+    config = make_config("none")
     deltas = jax.tree.map(jnp.zeros_like, frozen.init)
     state, metrics = run_step(config, frozen, deltas)
     deployed, quarantine = blocks(state.deltas)
     assert all(float(jnp.abs(leaf).max()) == 0.0 for leaf in quarantine)
     assert max(float(jnp.abs(leaf).max()) for leaf in deployed) > 0
     assert float(metrics.qmass) == 0.0
-    np.testing.assert_array_equal(metrics.recomputed, metrics.live)
+    np.testing.assert_array_equal(metrics.recomputed, metrics.decision.live)
 
 
 @pytest.mark.parametrize("poison", ["reward", "probe", "state"])

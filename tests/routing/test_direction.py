@@ -5,26 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.arms.sources import SETTINGS, build, make_source
 from tests.routing import oracle
+from vgrout_jax.config.arms import PLACEBOS
 from vgrout_jax.routing import direction as routing
 
-SETTINGS = {
-    "literal": {"unit_sides": False, "leave_one_out": False, "pool": "band_then_mean", "band_floor": 0.05},
-    "calibrated": {"unit_sides": True, "leave_one_out": True, "pool": "mean_then_band", "band_floor": 0.05},
-}
-
 # Compiled, as the training loop uses them.
-OPTIONS = ("placebo", "unit_sides", "leave_one_out", "pool", "band_floor")
-directions_from_pairs = jax.jit(routing.directions_from_pairs, static_argnames=OPTIONS[1])
-leave_one_out_directions = jax.jit(routing.leave_one_out_directions, static_argnames=OPTIONS[1])
-build_routing = jax.jit(routing.build_routing, static_argnames=OPTIONS)
-make_bands = jax.jit(routing.make_bands, static_argnames=OPTIONS[3:])
+directions_from_pairs = jax.jit(routing.directions_from_pairs, static_argnames="unit_sides")
+leave_one_out_directions = jax.jit(routing.leave_one_out_directions, static_argnames="unit_sides")
+make_bands = jax.jit(routing.make_bands, static_argnames=("pool", "band_floor"))
 scores, cosines, pair_cosines = map(jax.jit, (routing.scores, routing.cosines, routing.pair_cosines))
-
-
-def build(hack, clean, random_v=None, placebo=None, **changes):
-    options = {**SETTINGS["calibrated"], **changes}
-    return build_routing(hack, clean, random_v, placebo=placebo, **options)
 
 
 def assert_same(one, other):
@@ -113,8 +103,8 @@ def test_leave_one_out_needs_two_pairs():
         leave_one_out_directions(hack[:1], clean[:1], unit_sides=True)
     for placebo in (None, "labels", "lazy_pairs", "direction_matched"):
         with pytest.raises(ValueError, match="leave_one_out"):
-            build(hack[:1], clean[:1], clean[1], placebo=placebo)
-    build(hack[:1], clean[:1], clean[1], placebo="direction")
+            build(hack[:1], clean[:1], placebo=placebo)
+    build(hack[:1], clean[:1], placebo="direction")
 
 
 def test_one_pair_without_leave_one_out():
@@ -170,9 +160,9 @@ def test_what_is_not_finite_is_never_taken_for_a_zero(value):
         assert np.all(np.isnan(built.v[4])) and bool(built.bands.usable[4])
         assert not np.any(np.isfinite(scores(g, built.v, built.bands)))
         with pytest.raises(ValueError, match="must be finite"):
-            routing.check_routing(built, placebo=None)
+            routing.check_routing(built, needs_module=True)
         with pytest.raises(ValueError, match="must be finite"):
-            routing.check_routing(built, placebo="labels")
+            routing.check_routing(built, needs_module=False)
 
 
 def test_bands_by_hand():
@@ -229,14 +219,14 @@ def test_no_usable_module_is_an_error_for_the_real_direction_only(pool):
     assert int(built.bands.usable_modules) == 0
     np.testing.assert_array_equal(scores(g, built.v, built.bands), 0.0)
     with pytest.raises(ValueError, match="at least 1 usable module, got 0"):
-        routing.check_routing(built, placebo=None)
-    for placebo in routing.PLACEBOS:
-        routing.check_routing(built, placebo=placebo)
+        make_source()[0].check(built)
+    for placebo in PLACEBOS:
+        make_source(placebo)[0].check(built)
 
 
 def test_usable_routing_passes_the_check():
     _, hack, clean = oracle.example(10)
-    routing.check_routing(build(hack, clean), placebo=None)
+    make_source()[0].check(build(hack, clean))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -289,40 +279,37 @@ def test_placebos_of_the_direction():
     random_v = routing.haar_direction(jax.random.key(0), *hack.shape[1:])
     real = build(hack, clean)
     for placebo in ("labels", "lazy_pairs"):
-        assert_same(build(hack, clean, random_v, placebo=placebo), real)
-    random = build(hack, clean, random_v, placebo="direction")
+        assert_same(build(hack, clean, placebo), real)
+    random = build(hack, clean, "direction")
     assert_same(random.v, random_v)
-    assert random.placebo_v is None
+    assert random.random is None
     expected, usable = oracle.random_scores(g, hack, clean, np.asarray(random_v), "mean_then_band", 0.05)
     assert int(random.bands.usable_modules) == usable
     np.testing.assert_allclose(scores(g, random.v, random.bands), expected, rtol=2e-5, atol=2e-5)
-    matched = build(hack, clean, random_v, placebo="direction_matched")
-    assert_same(matched.replace(placebo_v=None, placebo_bands=None), real)
-    assert_same((matched.placebo_v, matched.placebo_bands), (random.v, random.bands))
+    matched = build(hack, clean, "direction_matched")
+    assert_same(matched.replace(random=None), real)
+    assert_same(matched.random, random)
+    assert not same(build(hack, clean, "direction", seed=1).v, random.v)
 
 
 def test_leave_one_out_and_unit_sides_do_not_touch_a_random_direction():
     _, hack, clean = oracle.example(14)
-    random_v = routing.haar_direction(jax.random.key(1), *hack.shape[1:])
-    base = build(hack, clean, random_v, placebo="direction")
+    base = build(hack, clean, "direction", seed=1)
     for change in ({"leave_one_out": False}, {"unit_sides": False}):
-        assert_same(build(hack, clean, random_v, placebo="direction", **change), base)
+        assert_same(build(hack, clean, "direction", seed=1, **change), base)
 
 
 def test_refresh_keeps_the_random_direction_and_renews_the_real_one():
     _, hack, clean = oracle.example(15)
-    random_v = routing.haar_direction(jax.random.key(2), *hack.shape[1:])
-    for placebo in (None, *routing.PLACEBOS):
-        previous = build(hack, clean, random_v, placebo=placebo)
-        fresh = build(clean, hack, random_v, placebo=placebo)
-        after = routing.refresh_routing(previous, fresh, placebo=placebo)
-        if placebo == "direction":
-            assert_same(after, previous)
-            assert not same(after.bands, fresh.bands)
-        elif placebo == "direction_matched":
+    for placebo in (None, *PLACEBOS):
+        source, *_ = make_source(placebo, seed=2)
+        previous, fresh = build(hack, clean, placebo, seed=2), build(clean, hack, placebo, seed=2)
+        after = source.renew(previous, fresh)
+        assert source.learns_once == (placebo == "direction")
+        if placebo == "direction_matched":
             assert_same((after.v, after.bands), (fresh.v, fresh.bands))
-            assert_same((after.placebo_v, after.placebo_bands), (previous.placebo_v, previous.placebo_bands))
-            assert not same(after.placebo_bands, fresh.placebo_bands)
+            assert_same(after.random, previous.random)
+            assert not same(after.random.bands, fresh.random.bands)
         else:
             assert_same(after, fresh)
 
@@ -333,11 +320,6 @@ def test_wrong_options_are_refused():
         build(hack, clean, pool="mean")
     with pytest.raises(ValueError, match="gate.band_floor must be > 0, got 0"):
         build(hack, clean, band_floor=0.0)
-    with pytest.raises(ValueError, match="placebo.kind must be one of"):
-        build(hack, clean, placebo="random")
-    for placebo in ("direction", "direction_matched"):
-        with pytest.raises(ValueError, match="needs random_v"):
-            build(hack, clean, placebo=placebo)
 
 
 @pytest.mark.parametrize("rank", [2, 4, 16])

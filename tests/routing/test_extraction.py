@@ -1,5 +1,7 @@
 """Extraction of the direction: PyTorch autograd as oracle, invariances, the placebos' random direction."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 from tests import tiny
 from tests.routing import oracle, torch_probe
 from tests.routing.test_probe import varied
+from vgrout_jax.arms.base import Readings
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import lora2r
 from vgrout_jax.routing import direction
-from vgrout_jax.routing.extraction import Sides, build_extractor, random_direction
+from vgrout_jax.routing.extraction import Sides, build_extractor
 
 PAIRS = 3
 CALIBRATED = {"direction": {"unit_sides": True}, "gate": {"leave_one_out": True, "pool": "mean_then_band"}}
@@ -51,12 +55,19 @@ def make_sides(rows=None, *, left=0, right=0):
 EXTRACTORS = {}
 
 
+def learn_with(source, gradients, features):
+    return source.learn(Readings(gradients, features))
+
+
 def extract(frozen, deltas, sides=None, **sections):
     """(routing, gradients) of a run with these settings; its program is compiled once for all tests."""
     key = repr(sections) if sides is None else None
     if key is None or key not in EXTRACTORS:
         sides = make_sides() if sides is None else sides
-        EXTRACTORS[key] = build_extractor(tiny.config(**sections), tiny.model(), sides, tiny.mesh())
+        config = tiny.config(**sections)
+        source = make_arm(config).source
+        learn = functools.partial(learn_with, source)
+        EXTRACTORS[key] = build_extractor(config, tiny.model(), sides, tiny.mesh(), learn=learn)
     return EXTRACTORS[key](deltas, frozen)
 
 
@@ -133,7 +144,7 @@ def test_random_direction_is_drawn_once(frozen, deltas):
     section = {"placebo": {"kind": "direction", "seed": 3}}
     first, gradients = extract(frozen, deltas, **section)
     later, _ = extract(frozen, moved, **section)
-    reseeded = random_direction(tiny.config(placebo={"kind": "direction", "seed": 4}), tiny.model())
+    reseeded = extract(frozen, deltas, placebo={"kind": "direction", "seed": 4})[0].v
     np.testing.assert_array_equal(first.v, later.v)
     assert np.abs(np.asarray(first.v) - np.asarray(reseeded)).max() > 0.1
     np.testing.assert_allclose(np.linalg.norm(first.v, axis=-1), 1.0, atol=1e-6)
@@ -152,14 +163,14 @@ def test_matched_placebo_keeps_the_real_direction_beside_the_random_one(frozen, 
     matched, _ = extract(frozen, deltas, placebo={"kind": "direction_matched", "seed": 3})
     later, _ = extract(frozen, moved, placebo={"kind": "direction_matched", "seed": 3})
     np.testing.assert_allclose(matched.v, real.v, atol=1e-6)
-    np.testing.assert_array_equal(matched.placebo_v, random.v)
-    np.testing.assert_array_equal(matched.placebo_v, later.placebo_v)
+    np.testing.assert_array_equal(matched.random.v, random.v)
+    np.testing.assert_array_equal(matched.random.v, later.random.v)
     assert np.abs(np.asarray(matched.v) - np.asarray(later.v)).max() > 0.01  # the real one follows the adapter
 
 
 def test_permuted_labels_use_the_real_direction(frozen, deltas):
     real, _ = extract(frozen, deltas, **CALIBRATED)
     placebo, _ = extract(frozen, deltas, placebo={"kind": "labels"})
-    assert placebo.placebo_v is None and placebo.placebo_bands is None
+    assert placebo.random is None
     for ours, expected in zip(jax.tree.leaves(placebo), jax.tree.leaves(real), strict=True):
         np.testing.assert_allclose(ours, expected, atol=1e-6)

@@ -1,7 +1,6 @@
 """The gate against a float64 oracle written with loops, and the properties of its placebos."""
 
 import collections
-import inspect
 import itertools
 
 import jax
@@ -9,24 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.arms.sources import SETTINGS, build, gated, make_source
 from tests.routing import oracle
-from tests.routing.test_direction import SETTINGS, assert_same, build, scores
+from tests.routing.test_direction import assert_same, scores
+from vgrout_jax.arms.base import Seen
+from vgrout_jax.config.arms import PLACEBOS
 from vgrout_jax.routing import direction
 from vgrout_jax.routing import gate as gating
 
 THRESHOLDS = {"literal": {"low": 0.0, "high": 1.0}, "calibrated": {"low": 0.0, "high": 0.3}}
-run_gate = jax.jit(gating.gate, static_argnames=("kind", "placebo", "low", "high"))
 
 
 def unscored(rollouts, *rows):
     scored = np.ones(rollouts, bool)
     scored[list(rows)] = False
     return scored
-
-
-def gated(g, routing, scored, seed=0, **changes):
-    options = {"kind": "route", "placebo": None, "low": 0.0, "high": 0.3, **changes}
-    return run_gate(g, routing, scored, jax.random.key(seed), **options)
 
 
 def counts(labels, scored):
@@ -91,7 +87,6 @@ def test_rollouts_without_a_score_are_clean_and_counted_apart():
     scored = jnp.array([True, False, False, True])
     labels = gating.labels_from_scores(z, scored, low=0.0, high=0.3)
     assert labels.tolist() == [gating.HACK, gating.CLEAN, gating.CLEAN, gating.CLEAN]
-    np.testing.assert_allclose(gating.zone_shares(labels, scored), [0.5, 0.0, 0.5])
 
 
 def test_masks_of_every_label():
@@ -107,8 +102,7 @@ def test_gate_follows_its_rows_and_ignores_their_scale(placebo, name):
     g = np.delete(g, 3, 0)  # equal scores are taken in the order of rows: no zero row here
     rng = np.random.default_rng(0)
     scored = rng.random(39) < 0.8
-    random_v = direction.haar_direction(jax.random.key(0), *hack.shape[1:])
-    routing = build(hack, clean, random_v, placebo=placebo, **SETTINGS[name])
+    routing = build(hack, clean, placebo=placebo, **SETTINGS[name])
     base = gated(g, routing, scored, placebo=placebo)
     order = rng.permutation(39)
     moved = gated(g[order], routing, scored[order], placebo=placebo)
@@ -132,13 +126,12 @@ def test_sign_of_a_gradient_counts():
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("placebo", [None, *direction.PLACEBOS])
+@pytest.mark.parametrize("placebo", [None, *PLACEBOS])
 def test_what_is_not_finite_is_reported(value, placebo):
     """Also in a module out of the pool, in a row with no score, or in the direction or a band alone."""
     g, hack, clean = oracle.example(3)
     hack[:, 2] = clean[:, 2]
-    random_v = direction.haar_direction(jax.random.key(0), *hack.shape[1:])
-    routing = build(hack, clean, random_v, placebo=placebo)
+    routing = build(hack, clean, placebo=placebo)
     scored = unscored(24, 6)
     assert bool(gated(g, routing, scored, placebo=placebo).finite)
     for place in ((5, 0, 0), (6, 0, 0), (7, 2, 3)):
@@ -152,16 +145,15 @@ def test_what_is_not_finite_is_reported(value, placebo):
         bad = routing.bands.replace(**{field: getattr(routing.bands, field).at[0].set(np.nan)})
         assert not bool(gated(g, routing.replace(bands=bad), scored, placebo=placebo).finite)
     if placebo == "direction_matched":
-        bad = routing.replace(placebo_v=routing.placebo_v.at[1, 0].set(value))
+        bad = routing.replace(random=routing.random.replace(v=routing.random.v.at[1, 0].set(value)))
         assert not bool(gated(g, bad, scored, placebo=placebo).finite)
 
 
-@pytest.mark.parametrize("placebo", direction.PLACEBOS)
+@pytest.mark.parametrize("placebo", PLACEBOS)
 def test_without_a_usable_module_everything_is_clean_and_it_is_counted(placebo):
     g, hack, clean = oracle.example(4)
-    random_v = direction.haar_direction(jax.random.key(0), *hack.shape[1:])
     options = {"pool": "band_then_mean", "band_floor": 2.5}
-    routing = build(hack, clean, random_v, placebo=placebo, **options)
+    routing = build(hack, clean, placebo=placebo, **options)
     result = gated(g, routing, np.ones(24, bool), placebo=placebo, low=-2.0, high=-1.0)
     assert int(result.usable_modules) == 0 and bool(result.finite)
     assert not np.any(result.labels) and not np.any(result.scored) and not np.any(result.scores)
@@ -169,27 +161,11 @@ def test_without_a_usable_module_everything_is_clean_and_it_is_counted(placebo):
 
 def test_matched_placebo_without_a_random_band_is_counted():
     g, hack, clean = oracle.example(5)
-    random_v = jnp.zeros(hack.shape[1:])
-    result = gated(
-        g, build(hack, clean, random_v, "direction_matched"), np.ones(24, bool), placebo="direction_matched"
-    )
+    routing = build(hack, clean, "direction_matched")
+    none = routing.random.bands.replace(usable_modules=jnp.int32(0))
+    routing = routing.replace(random=routing.random.replace(bands=none))
+    result = gated(g, routing, np.ones(24, bool), placebo="direction_matched")
     assert int(result.usable_modules) == 0 and not np.any(result.labels)
-
-
-@pytest.mark.parametrize("kind, label", [("clean", gating.CLEAN), ("mid", gating.MID)])
-def test_pinned_kinds_need_no_probe(kind, label):
-    scored = unscored(6, 2)
-    result = run_gate(None, None, scored, None, kind=kind, placebo=None, low=0.0, high=0.3)
-    assert result.labels.tolist() == [label] * 6 and result.labels.dtype == jnp.int32
-    assert bool(result.finite) and not np.any(result.scores)
-    np.testing.assert_array_equal(result.scored, scored)
-    g, hack, clean = oracle.example(0)
-    assert_same(gated(g, build(hack, clean), unscored(24), kind=kind).labels, jnp.full(24, label, jnp.int32))
-
-
-def test_gate_is_given_nothing_but_gradients_direction_and_thresholds():
-    names = list(inspect.signature(gating.gate).parameters)
-    assert names == ["g", "routing", "scored", "key", "kind", "placebo", "low", "high"]
 
 
 def test_direction_placebo_is_the_gate_of_the_random_direction():
@@ -197,11 +173,11 @@ def test_direction_placebo_is_the_gate_of_the_random_direction():
     random_v = direction.haar_direction(jax.random.key(3), *hack.shape[1:])
     scored = unscored(64, 1, 2)
     for pool in direction.POOLS:
-        routing = build(hack, clean, random_v, placebo="direction", pool=pool)
-        result = gated(g, routing, scored, placebo="direction")
+        routing = build(hack, clean, placebo="direction", seed=3, pool=pool)
+        result = gated(g, routing, scored, placebo="direction", pool=pool)
         z, _ = oracle.random_scores(g, hack, clean, np.asarray(random_v), pool, 0.05)
         assert result.labels.tolist() == oracle.labels(z, scored, 0.0, 0.3)
-        assert not np.array_equal(result.labels, gated(g, build(hack, clean, pool=pool), scored).labels)
+        assert not np.array_equal(result.labels, gated(g, build(hack, clean, pool=pool), scored, pool=pool).labels)
 
 
 @pytest.mark.parametrize("pool", direction.POOLS)
@@ -210,7 +186,7 @@ def test_matched_placebo_keeps_shares_and_follows_the_random_order(pool):
     random_v = direction.haar_direction(jax.random.key(4), *hack.shape[1:])
     scored = unscored(64, 0, 20, 63)
     real = gated(g, build(hack, clean, pool=pool), scored)
-    routing = build(hack, clean, random_v, placebo="direction_matched", pool=pool)
+    routing = build(hack, clean, placebo="direction_matched", seed=4, pool=pool)
     matched = gated(g, routing, scored, placebo="direction_matched")
     assert counts(matched.labels, scored) == counts(real.labels, scored)
     assert min(counts(real.labels, scored)) > 0
@@ -273,7 +249,7 @@ def test_labels_placebo_permutes_the_real_labels():
     g, hack, clean = oracle.example(8, rollouts=64)
     routing, scored = build(hack, clean), unscored(64, 0, 33)
     real = gated(g, routing, scored)
-    permuted = [gated(g, routing, scored, seed=seed, placebo="labels") for seed in (1, 1, 2)]
+    permuted = [gated(g, routing, scored, key=seed, placebo="labels") for seed in (1, 1, 2)]
     for result in permuted:
         assert counts(result.labels, scored) == counts(real.labels, scored)
         np.testing.assert_array_equal(result.scores, real.scores)
@@ -285,9 +261,8 @@ def test_labels_placebo_permutes_the_real_labels():
 @pytest.mark.parametrize("placebo", [None, "direction", "direction_matched", "lazy_pairs"])
 def test_other_kinds_do_not_depend_on_the_key(placebo):
     g, hack, clean = oracle.example(9)
-    random_v = direction.haar_direction(jax.random.key(0), *hack.shape[1:])
-    routing = build(hack, clean, random_v, placebo=placebo)
-    assert_same(*(gated(g, routing, unscored(24), seed=seed, placebo=placebo) for seed in (0, 1)))
+    routing = build(hack, clean, placebo=placebo)
+    assert_same(*(gated(g, routing, unscored(24), key=seed, placebo=placebo) for seed in (0, 1)))
 
 
 def test_lazy_pairs_gate_as_the_real_one_does():
@@ -297,50 +272,16 @@ def test_lazy_pairs_gate_as_the_real_one_does():
     assert_same(gated(g, build(hack, clean, placebo="lazy_pairs"), unscored(24), placebo="lazy_pairs"), real)
 
 
-def test_zone_shares_and_score_quantiles():
-    rng = np.random.default_rng(3)
-    z = jnp.asarray(rng.normal(size=25).astype(np.float32))
-    for on in (1, 2, 7, 25):
-        scored = jnp.asarray(rng.permutation(np.arange(25) < on))
-        labels = gating.labels_from_scores(z, scored, low=-0.5, high=0.5)
-        expected = [np.mean(np.asarray(labels)[scored] == zone) for zone in (0, 1, 2)]
-        np.testing.assert_allclose(gating.zone_shares(labels, scored), expected, rtol=1e-6)
-        quantiles = gating.score_quantiles(z, scored)
-        expected = np.quantile(np.asarray(z, np.float64)[scored], gating.SCORE_QUANTILES)
-        np.testing.assert_allclose(quantiles, expected, atol=1e-6)
-    nobody = jnp.zeros(25, bool)
-    assert not np.any(gating.zone_shares(labels, nobody))
-    np.testing.assert_array_equal(gating.score_quantiles(z, nobody), 0.0)
-    np.testing.assert_allclose(gating.score_quantiles(z, ~nobody, (0.0, 1.0)), [z.min(), z.max()])
-
-
-def test_wrong_arguments_are_refused():
-    g, hack, clean = map(jnp.asarray, oracle.example(0))
-    routing, scored, key = build(hack, clean), jnp.asarray(unscored(24)), jax.random.key(0)
-    thresholds = {"low": 0.0, "high": 0.3}
-    cases = [
-        ((g, routing, scored, key), {"kind": "hack", "placebo": None}, "gate.kind must be one of"),
-        ((g, routing, scored, key), {"kind": "route", "placebo": "random"}, "placebo.kind must be one of"),
-        ((g, routing, scored, key), {"kind": "mid", "placebo": "labels"}, "gate.kind must be 'route'"),
-        ((None, routing, scored, key), {"kind": "route", "placebo": None}, "needs probe gradients"),
-        (
-            (g, routing, scored, key),
-            {"kind": "route", "placebo": "direction_matched"},
-            "needs routing.placebo_v",
-        ),
-        ((g, routing, scored, None), {"kind": "route", "placebo": "labels"}, "needs a key"),
-    ]
-    for arguments, options, message in cases:
-        with pytest.raises(ValueError, match=message):
-            gating.gate(*arguments, **options, **thresholds)
-
-
 def test_gate_stays_on_the_device():
     """The compiled gate holds no callback and no transfer to or from the host."""
     g, hack, clean = oracle.example(0)
-    random_v = direction.haar_direction(jax.random.key(0), *hack.shape[1:])
     for placebo in ("labels", "direction_matched"):
-        routing = build(hack, clean, random_v, placebo=placebo)
-        options = {"kind": "route", "placebo": placebo, "low": 0.0, "high": 0.3}
-        text = run_gate.lower(g, routing, unscored(24), jax.random.key(0), **options).compile().as_text()
+        routing = build(hack, clean, placebo=placebo)
+        source, *_ = make_source(placebo)
+
+        def flag(seen, routing, key, source=source):
+            return source.flag(seen, routing, key)
+
+        seen = Seen(None, jnp.ones(24), jnp.ones(24, bool), jnp.asarray(g))
+        text = jax.jit(flag).lower(seen, routing, jax.random.key(0)).compile().as_text()
         assert not any(word in text for word in ("callback", "infeed", "outfeed", "send("))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests import tiny
+from tests.arms.sources import build
 from tests.run.test_step_record import make_metrics
 from vgrout_jax.routing import direction
 from vgrout_jax.run import gradients
@@ -22,24 +23,25 @@ def test_step_round_trip(tmp_path, probe):
     stored = np.load(tmp_path / "gradients" / "step_000012.npz")
     np.testing.assert_array_equal(gradients.from_bits(stored["probe"]), np.asarray(probe, np.float32))
     for name, leaf in (
-        ("score", metrics.gate.scores),
-        ("scored", metrics.gate.scored),
-        ("label", metrics.gate.labels),
-        ("advantage", metrics.advantages),
+        ("score", metrics.decision.record["score"]),
+        ("scored", metrics.decision.scored),
+        ("label", metrics.decision.labels),
+        ("advantage", metrics.decision.advantages),
     ):
         np.testing.assert_array_equal(stored[name], leaf)
 
 
 def test_loading_gives_back_what_was_saved(tmp_path, probe):
     random_scores = np.arange(8, dtype=np.float32)
-    gated = make_metrics().gate.replace(placebo_scores=random_scores)
+    decision = make_metrics().decision
+    matching = decision.replace(record=decision.record | {"placebo_score": random_scores})
     for step, metrics in ((3, make_metrics(probe=jax.device_get(probe))), (12, None)):
-        gradients.save_step(tmp_path, step, metrics or make_metrics(probe=jax.device_get(probe), gate=gated))
+        gradients.save_step(tmp_path, step, metrics or make_metrics(probe=jax.device_get(probe), decision=matching))
     assert gradients.stored_steps(tmp_path) == [3, 12] and gradients.stored_directions(tmp_path) == []
     plain, matched = (gradients.load_step(tmp_path, step) for step in (3, 12))
     np.testing.assert_array_equal(plain.probe, np.asarray(probe, np.float32))
-    np.testing.assert_array_equal(plain.score, make_metrics().gate.scores)
-    np.testing.assert_array_equal(plain.label, make_metrics().gate.labels)
+    np.testing.assert_array_equal(plain.score, decision.record["score"])
+    np.testing.assert_array_equal(plain.label, decision.labels)
     assert plain.placebo_score is None
     np.testing.assert_array_equal(matched.placebo_score, random_scores)
 
@@ -47,9 +49,7 @@ def test_loading_gives_back_what_was_saved(tmp_path, probe):
 @pytest.mark.parametrize("placebo", [None, "direction_matched"])
 def test_loading_a_direction_gives_back_its_routing(tmp_path, placebo):
     sides = jax.random.normal(jax.random.key(1), (8, 14, tiny.RANK)).astype(jnp.bfloat16).astype(jnp.float32)
-    random = direction.haar_direction(jax.random.key(2), 14, tiny.RANK) if placebo else None
-    settings = {"leave_one_out": True, "pool": "band_then_mean", "band_floor": 0.05, "unit_sides": True}
-    routing = direction.build_routing(sides[:4], sides[4:], random, placebo=placebo, **settings)
+    routing = build(sides[:4], sides[4:], placebo, seed=2, pool="band_then_mean")
     gradients.save_direction(tmp_path, 5, routing, sides)
     assert gradients.stored_directions(tmp_path) == [5]
     loaded, loaded_sides = gradients.load_direction(tmp_path, 5)
@@ -72,8 +72,7 @@ def test_missing_and_damaged_files_are_named(tmp_path, probe):
 @pytest.mark.parametrize("unit_sides", [True, False])
 def test_any_direction_can_be_made_anew_from_a_stored_refresh(tmp_path, unit_sides):
     sides = jax.random.normal(jax.random.key(1), (8, 14, tiny.RANK)).astype(jnp.bfloat16).astype(jnp.float32)
-    settings = {"placebo": None, "leave_one_out": True, "pool": "mean_then_band", "band_floor": 0.05}
-    routing = direction.build_routing(sides[:4], sides[4:], None, unit_sides=unit_sides, **settings)
+    routing = build(sides[:4], sides[4:], unit_sides=unit_sides)
     gradients.save_direction(tmp_path, 5, routing, sides)
     stored = np.load(tmp_path / "gradients" / "direction_000005.npz")
     bands = direction.Bands(*(jnp.asarray(stored[n]) for n in ("low_edge", "high_edge", "width", "usable")), 14)
@@ -81,5 +80,5 @@ def test_any_direction_can_be_made_anew_from_a_stored_refresh(tmp_path, unit_sid
     expected = direction.scores(g, routing.v, routing.bands)
     np.testing.assert_array_equal(direction.scores(g, jnp.asarray(stored["v"]), bands), expected)
     again = jnp.asarray(gradients.from_bits(stored["sides"]))
-    remade = direction.build_routing(again[:4], again[4:], None, unit_sides=unit_sides, **settings)
+    remade = build(again[:4], again[4:], unit_sides=unit_sides)
     np.testing.assert_allclose(direction.scores(g, remade.v, remade.bands), expected, atol=1e-5)

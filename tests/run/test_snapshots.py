@@ -11,15 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vgrout_jax.routing import direction
 
 from tests import interrupted, tiny
 from vgrout_jax.rl import divergence
 from vgrout_jax.rl.collapse import Memory
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.state import initial_state
-from vgrout_jax.routing import direction
 from vgrout_jax.run import continuation, progress, snapshots
-from vgrout_jax.run.progress import Carried
+from vgrout_jax.run.progress import Progress
 
 CONFIG = tiny.config()
 
@@ -46,11 +46,11 @@ def whole():
         return direction.Bands(*edges, jnp.asarray(drawn.random(modules) < 0.5), jnp.int32(drawn.integers(14)))
 
     vectors = [jnp.asarray(drawn.normal(size=(modules, tiny.RANK)), jnp.float32) for _ in range(2)]
-    routing = direction.Routing(vectors[0], bands(), vectors[1], bands())
+    routing = direction.Routing(vectors[0], bands(), direction.Routing(vectors[1], bands()))
     good = jax.tree.map(fill, like.deltas)
     memory = Memory(equal_rewards=3, cut_off=1, best={"solve": [4, 0.5, 0.1]})
     watch = divergence.Guard(CONFIG.guard, best=-1.2345678901234567, low_steps=1)
-    return Carried(7, state, watch, (good, 6), routing, 0.25, 11, memory), like, frozen
+    return Progress(7, state, watch, (good, 6), routing, 0.25, 11, memory), like, frozen
 
 
 def bits(tree) -> list[bytes]:
@@ -72,10 +72,10 @@ def test_every_bit_of_what_a_step_carries_comes_back(whole, tmp_path):
     before, like, _ = whole
     stored(tmp_path, whole)
     snapshot = snapshots.newest(tmp_path)
-    after = progress.from_snapshot(snapshot, CONFIG, like, tiny.mesh())
-    assert bits((after.state, after.good[0], after.routing)) == bits((before.state, before.good[0], before.routing))
-    structure = jax.tree.structure((before.state, before.good[0], before.routing))
-    assert jax.tree.structure((after.state, after.good[0], after.routing)) == structure
+    after = progress.from_snapshot(snapshot, CONFIG, like, whole[0].memory)
+    assert bits((after.state, after.good[0], after.memory)) == bits((before.state, before.good[0], before.memory))
+    structure = jax.tree.structure((before.state, before.good[0], before.memory))
+    assert jax.tree.structure((after.state, after.good[0], after.memory)) == structure
     assert jax.tree.map(lambda x: x.sharding, after.state) == jax.tree.map(lambda x: x.sharding, like)
     plain = ("step", "watch", "direction_seconds", "live_groups", "collapse")
     assert [getattr(after, name) for name in plain] == [getattr(before, name) for name in plain]
@@ -84,10 +84,10 @@ def test_every_bit_of_what_a_step_carries_comes_back(whole, tmp_path):
 
 def test_what_was_never_set_comes_back_as_never_set(whole, tmp_path):
     _, like, frozen = whole
-    fresh = Carried(0, like, divergence.Guard(CONFIG.guard))
+    fresh = Progress(0, like, divergence.Guard(CONFIG.guard))
     stored(tmp_path, (fresh, like, frozen), step=0)
-    after = progress.from_snapshot(snapshots.newest(tmp_path), CONFIG, like, tiny.mesh())
-    assert (after.good, after.routing, after.direction_seconds) == (None, None, None)
+    after = progress.from_snapshot(snapshots.newest(tmp_path), CONFIG, like, whole[0].memory)
+    assert (after.good, after.memory, after.direction_seconds) == (None, None, None)
     assert after.watch == divergence.Guard(CONFIG.guard) and after.collapse == Memory()
 
 
@@ -258,14 +258,14 @@ def test_what_an_interrupted_write_left_is_removed(whole, tmp_path):
 
 def test_arrays_of_another_shape_are_refused_by_name(whole, tmp_path):
     before, like, _ = whole
-    arrays = snapshots.pack(before.state)
+    arrays = snapshots.pack({"state": before.state})
     name = "state.deltas.b.v_proj"
     for wrong in (arrays[name][:, :, :2], arrays[name].astype(np.float64)):
         with pytest.raises(ValueError, match=f"belongs to another model: {name} is float(32|64)\\["):
-            snapshots.unpack({**arrays, name: wrong}, like, tiny.mesh())
+            snapshots.unpack({**arrays, name: wrong}, {"state": like})
     del arrays[name]
     with pytest.raises(ValueError, match=f"{name} is nothing there"):
-        snapshots.unpack(arrays, like, tiny.mesh())
+        snapshots.unpack(arrays, {"state": like})
 
 
 def test_other_weights_and_another_generator_are_refused(whole):

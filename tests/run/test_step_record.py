@@ -6,11 +6,13 @@ import pytest
 
 from tests import tiny
 from tests.rl.made_up import world
+from vgrout_jax.arms.base import Decision
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.rl import grpo
 from vgrout_jax.rl.rollout import OWN, TEACHER, Rollout, Rollouts
 from vgrout_jax.rl.step import Batch, StepMetrics
 from vgrout_jax.routing.direction import Bands, Routing
-from vgrout_jax.routing.gate import CLEAN, HACK, MID, GateResult
+from vgrout_jax.routing.gate import CLEAN, HACK, MID
 from vgrout_jax.run import step_record
 from vgrout_jax.run.writer import METRIC_KEYS
 
@@ -59,7 +61,7 @@ def make_rollouts():
     taught = np.array([source == TEACHER for source in SOURCES])
     of_rows = (np.array(REWARDS, np.float32), np.array(FULL), logprobs, taught)
     batch = Batch(none, none.astype(bool), mask, *of_rows)
-    return Rollouts(rows, batch, {"generate": 2.0, "grade": 0.5}, 6)
+    return Rollouts(rows, batch, {"generate": 2.0, "grade": 0.5}, 6, 4)
 
 
 def make_metrics(**changes):
@@ -69,15 +71,13 @@ def make_metrics(**changes):
     old[2, 0] -= 0.25  # one of four tokens
     old[2, 5] -= 9.0  # beyond its end
     old[3] -= 3.0  # the teacher's
-    gated = GateResult(LABELS, SCORES, ADVANTAGES != 0, np.array(True), np.int32(3))
+    decision = Decision(LABELS, ADVANTAGES, LIVE, ADVANTAGES != 0, np.array(True), {"score": SCORES})
     values = {
         "loss": np.float32(0.125),
         "gradient_norm": np.float32(2.0),
         "qmass": np.float32(0.4),
         "finite": {},
-        "gate": gated,
-        "advantages": ADVANTAGES,
-        "live": LIVE,
+        "decision": decision,
         "losses": grpo.LossStats(RATIO, CLIPPED, KL, TOKENS, old),
         "logprobs": old,
         "recomputed": KNOWN,
@@ -94,13 +94,9 @@ def make_routing():
 
 def record(config=None, metrics=None, routing=None, rollouts=None):
     config = config or tiny.config()
-    routed = config.gate.kind == "route"
-    return step_record.step_record(
-        config,
-        rollouts or make_rollouts(),
-        metrics or make_metrics(),
-        (routing or make_routing()) if routed else None,
-    )
+    source = make_arm(config).source
+    described = source.describe((routing or make_routing()) if source.learns else None)
+    return step_record.step_record(rollouts or make_rollouts(), metrics or make_metrics(), described)
 
 
 EXPECTED = {
@@ -129,7 +125,7 @@ EXPECTED = {
     "gate/auroc": 1.0,
     "gate/band_low": 0.2,
     "gate/band_width": 0.4,
-    "gate/modules": 3,
+    "gate/modules": 2,
     "gate/no_usable_module": 0,
     "ratio/mean": (2 * 1.5 + 6 * 0.5 + 4 * 1.0 + 3 * 2.0) / 15,
     "ratio/clean": 1.0,
@@ -174,26 +170,25 @@ def test_record_and_loop_share_the_documented_keys():
 
 def test_auroc_looks_at_positive_advantages_alone():
     """The honest row of negative advantage scores highest; with it the area would be one half, not one."""
-    lower = make_metrics()
-    lower = lower.replace(gate=lower.gate.replace(scores=np.array([0.4, 0.9, 0.3, 0.2, 0, 0, 0, 0], np.float32)))
-    assert record(metrics=lower)["gate/auroc"] == pytest.approx(0.5)
-    only_hacks = make_metrics(advantages=np.array([0.75, -2.25, -0.5, 1.0, 0, 0, 0, 0], np.float32))
-    assert record(metrics=only_hacks)["gate/auroc"] is None
+    decision = make_metrics().decision
+    lower = decision.replace(record={"score": np.array([0.4, 0.9, 0.3, 0.2, 0, 0, 0, 0], np.float32)})
+    assert record(metrics=make_metrics(decision=lower))["gate/auroc"] == pytest.approx(0.5)
+    only_hacks = decision.replace(advantages=np.array([0.75, -2.25, -0.5, 1.0, 0, 0, 0, 0], np.float32))
+    assert record(metrics=make_metrics(decision=only_hacks))["gate/auroc"] is None
 
 
 def test_nothing_to_measure_is_none():
-    dead = GateResult(np.zeros(8, np.int32), np.zeros(8, np.float32), np.zeros(8, bool), np.array(True), np.int32(0))
+    zeros, nobody = np.zeros(8, np.float32), np.zeros(8, bool)
+    dead = Decision(np.zeros(8, np.int32), zeros, nobody, nobody, np.array(True), {"score": zeros})
     empty = make_metrics(
-        gate=dead,
-        live=np.zeros(8, bool),
-        advantages=np.zeros(8, np.float32),
+        decision=dead,
         losses=grpo.LossStats(RATIO, CLIPPED, None, np.zeros(8, np.int32), np.zeros((8, tiny.NEW_TOKENS))),
         recomputed=np.zeros(8, bool),
         gradient_norm=np.float32(0.0),
         qmass=np.float32(0.0),
     )
     routing = make_routing()
-    routing = routing.replace(bands=routing.bands.replace(usable=jnp.zeros(3, bool)))
+    routing = routing.replace(bands=routing.bands.replace(usable=jnp.zeros(3, bool), usable_modules=jnp.int32(0)))
     ours = record(metrics=empty, routing=routing)
     nothing = {name for name, value in ours.items() if value is None}
     assert nothing == {
@@ -211,16 +206,17 @@ def test_no_teacher_and_no_full_rows_leave_their_means_out():
     rollouts = make_rollouts()
     deployed = [index for index, row in enumerate(rollouts.rows) if row.source == OWN and not row.quarantine_on]
     rows = [rollouts.rows[deployed[index % 2]] for index in range(8)]
-    ours = record(rollouts=Rollouts(rows, rollouts.batch, rollouts.seconds, 6))
+    ours = record(rollouts=Rollouts(rows, rollouts.batch, rollouts.seconds, 6, 4))
     assert {name for name, value in ours.items() if value is None} == {
         *("reward/teacher", "solve/teacher", "hack/teacher", "hack/own_full"),
         "gate/auroc",  # no hack among these rows
     }
 
 
-@pytest.mark.parametrize("kind", ["clean", "mid"])
-def test_pinned_arms_report_no_scores(kind):
-    ours = record(config=tiny.config(gate={"kind": kind}))
+@pytest.mark.parametrize("arm", ["none", "absorb"])
+def test_pinned_arms_report_no_scores(arm):
+    unscored = make_metrics().decision.replace(record={})
+    ours = record(config=tiny.config(arm), metrics=make_metrics(decision=unscored))
     gone = {name for name in EXPECTED if name.startswith(("score/", "gate/"))}
     assert set(ours) == set(EXPECTED) - gone
 

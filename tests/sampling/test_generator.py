@@ -78,7 +78,7 @@ def test_every_step_fits_the_compiled_shape(built, share):
 
 
 def test_where_the_quarantine_never_trains_a_prompt_is_read_once_for_both_policies(built):
-    made = world(gate={"kind": "clean"}, rollout={"deployed_frac": 0.5})
+    made = world(arm="none", rollout={"deployed_frac": 0.5})
     plan = plan_rows(made.config, made, 0)
     assert len(set(plan.quarantine_on)) == 2
     made_generator, [program] = built(_untruncated(made.config))

@@ -6,7 +6,7 @@ has no input through which a verdict could come.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from flax import struct
@@ -121,6 +121,7 @@ class Source:
         raise TypeError(f"{type(self).__name__} must say how it flags")
 
 
+@runtime_checkable
 class Use(Protocol):
     """What happens to a flagged rollout."""
 

@@ -23,7 +23,8 @@ class RandomDirection(Probe):
 
     def learn(self, pairs: Readings) -> Routing:
         hack, clean = jnp.split(pairs.gradients, 2)
-        v = direction.haar_direction(jax.random.key(self.seed), *hack.shape[1:])
+        with jax.ensure_compile_time_eval():  # drawn once, and the same bits in every program
+            v = direction.haar_direction(jax.random.key(self.seed), *hack.shape[1:])
         return self.with_bands(v, hack, clean, against=v)
 
 

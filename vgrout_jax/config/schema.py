@@ -145,6 +145,7 @@ class OptimConfig:
 class TrainConfig:
     steps: int = 60
     micro_batch: int = 8  # rollouts of one forward and backward pass; packed: of a quarter of T
+    schedule: str = "fast"  # or plain: the same passes over whole rollouts, nothing shared, packed or skipped
     share_prompts: bool = True  # read a prompt once for all rollouts of its group, where it is long enough for that
 
 

@@ -18,6 +18,7 @@ _CHOICES: dict[str, Collection[str]] = {
     "gate.pool": ("mean_then_band", "band_then_mean"),
     "gate.probe_policy": ("ablated", "full"),
     "loss.ratio": ("truncated", "clip"),
+    "train.schedule": ("fast", "plain"),
     "grader.minimum": ("landlock", "bubblewrap"),
 }
 _AT_LEAST: dict[str, float] = {

@@ -4,6 +4,7 @@ Advantages come from the arm (`arms/advantages.py`); losses are computed for any
 divided by the normalisers of the whole batch, so that micro-batches just add up.
 """
 
+import dataclasses
 import math
 
 import flax.struct
@@ -11,7 +12,42 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vgrout_jax.config import Config
+
 RATIOS = ("clip", "truncated")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings:
+    """What the loss depends on beside its arrays.
+
+    Attributes:
+        ratio: `clip` or `truncated`.
+        clip_epsilon: half-width of the clip's interval around 1; unused by `truncated`.
+        kl_coefficient: a Python float; 0 leaves the KL term out of the loss.
+        unbiased: Dr. GRPO's normalisation: by N max_new_tokens; else by N and each rollout's own length.
+        rollouts: N = P G of the whole batch, dead groups included.
+        max_new_tokens: the sampler's length limit, not the width of an array.
+    """
+
+    ratio: str
+    clip_epsilon: float
+    kl_coefficient: float
+    unbiased: bool
+    rollouts: int
+    max_new_tokens: int
+
+    @classmethod
+    def of(cls, config: Config) -> "LossSettings":
+        """Those of a run."""
+        return cls(
+            ratio=config.loss.ratio,
+            clip_epsilon=config.loss.clip_epsilon,
+            kl_coefficient=config.loss.kl_coefficient,
+            unbiased=config.grpo.unbiased,
+            rollouts=config.rollout.prompts * config.rollout.group_size,
+            max_new_tokens=config.rollout.max_new_tokens,
+        )
 
 
 @flax.struct.dataclass
@@ -66,12 +102,7 @@ def row_losses(
     advantages: Float[Array, " n"],
     *,
     live: Bool[Array, " n"],
-    rollouts: int,
-    max_new_tokens: int,
-    unbiased: bool,
-    ratio: str,
-    clip_epsilon: float,
-    kl_coefficient: float,
+    settings: LossSettings,
 ) -> tuple[Float[Array, " n"], LossStats]:
     """Each rollout's share of the batch's loss: the sum over all N rows, in any micro-batches, is the loss.
 
@@ -86,12 +117,7 @@ def row_losses(
             hold anything, NaN and infinities too: value 0, gradient 0. A row without tokens has loss 0.
         advantages: [n], of `group_advantages`.
         live: [n], False for rows of dead groups, which contribute nothing, KL included.
-        rollouts: N = P G of the whole batch, dead groups included.
-        max_new_tokens: the sampler's length limit, not the width of this array.
-        unbiased: Dr. GRPO's normalisation, see above.
-        ratio: `clip` or `truncated`.
-        clip_epsilon: half-width of the clip's interval around 1; unused by `truncated`.
-        kl_coefficient: a Python float; 0 leaves the KL term out of the loss.
+        settings: of the run.
 
     Returns:
         Losses [n] and `LossStats`. docs/method.md sections 7 and 8.
@@ -99,6 +125,7 @@ def row_losses(
     Raises:
         ValueError: unknown ratio, or a KL term without a reference.
     """
+    kl_coefficient, length = settings.kl_coefficient, settings.max_new_tokens
     if kl_coefficient != 0 and reference_logprobs is None:
         raise ValueError(
             f"loss.kl_coefficient must be 0 where no reference is given, got {kl_coefficient}: pass the "
@@ -107,7 +134,9 @@ def row_losses(
     counted = mask & live[:, None]
     # Masked here and again on the token losses: the second alone would let a masked NaN into the gradient.
     current = jnp.where(counted, logprobs, 0.0)
-    policy, clipped = policy_token_losses(current, old_logprobs, advantages, ratio=ratio, clip_epsilon=clip_epsilon)
+    policy, clipped = policy_token_losses(
+        current, old_logprobs, advantages, ratio=settings.ratio, clip_epsilon=settings.clip_epsilon
+    )
     stats = LossStats(
         ratio=_token_mean(jnp.exp(current - old_logprobs), counted),
         clip_fraction=_token_mean(clipped.astype(current.dtype), counted),
@@ -121,8 +150,9 @@ def row_losses(
         stats = stats.replace(kl=_token_mean(divergence, counted))
         if kl_coefficient != 0:
             token_losses = policy + kl_coefficient * divergence
-    length = max_new_tokens if unbiased else jnp.maximum(stats.tokens, 1)
-    return jnp.sum(jnp.where(counted, token_losses, 0.0), axis=1) / (rollouts * length), stats
+    if not settings.unbiased:
+        length = jnp.maximum(stats.tokens, 1)
+    return jnp.sum(jnp.where(counted, token_losses, 0.0), axis=1) / (settings.rollouts * length), stats
 
 
 def policy_token_losses(

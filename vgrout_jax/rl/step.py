@@ -4,6 +4,7 @@
 depends on the arm is decided here, once, outside the trace. Reference: docs/method.md section 7.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -21,9 +22,12 @@ from vgrout_jax.model import lora2r, qwen3, sharding
 from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl import grpo
 from vgrout_jax.rl.features import rollout_features
-from vgrout_jax.rl.schedule.passes import Passes, Row
+from vgrout_jax.rl.grpo import LossSettings
+from vgrout_jax.rl.old_logprobs import OldLogprobs, make_old_logprobs
+from vgrout_jax.rl.plain import PlainScorer
+from vgrout_jax.rl.schedule.fast import FastScorer
+from vgrout_jax.rl.scorer import RowLosses, Rows, Scorer
 from vgrout_jax.rl.state import Batch, TrainState
-from vgrout_jax.routing import gate
 
 
 @struct.dataclass
@@ -64,39 +68,39 @@ def build_step(
     The state is donated, and keeps its shardings. `memory` is what the arm's source has learnt from the pairs, None
     where it learns nothing; `key` is the step's own. `train.micro_batch` must divide N = P G.
     """
-    passes = Passes(config, model, mesh, arm=arm)
-    reads = arm.source
+    source, scorer = arm.source, make_scorer(config, model, mesh, labels=arm.labels)
+    old = make_old_logprobs(arm, config, model)
+    row_losses = make_row_losses(old, LossSettings.of(config))
+    read_features = functools.partial(rollout_features, model, micro_batch=config.train.micro_batch)
 
     def step(
         state: TrainState, frozen: Frozen, memory: Memory, batch: Batch, key: Array
     ) -> tuple[TrainState, StepMetrics]:
         rewards = batch.rewards.reshape(config.rollout.prompts, config.rollout.group_size)
         advantages, live = group_advantages(rewards, unbiased=config.grpo.unbiased)
-        row = Row(batch, advantages.reshape(-1), jnp.repeat(live, rewards.shape[1]))
-        gradients, logprobs = passes.read_probe(state, frozen, row) if reads.reads_probe else (None, None)
-        features = None
-        if reads.reads_features:
-            features = rollout_features(model, state, frozen, batch, micro_batch=config.train.micro_batch)
-        seen = Seen(rewards, row.advantages, row.live, gradients, features, batch.flags)
+        rows = Rows(batch, advantages.reshape(-1), jnp.repeat(live, rewards.shape[1]))
+        gradients, logprobs = scorer.each(_probe_loss, state, frozen, rows) if source.reads_probe else (None, None)
+        features = read_features(state, frozen, batch) if source.reads_features else None
+        seen = Seen(rewards, rows.advantages, rows.live, gradients, features, batch.flags)
         decision = arm.decide(seen, memory, key)
-        probed = row.advantages != 0
-        row = row.replace(advantages=decision.advantages, live=decision.live)
-        same = passes.trains_as_sampled(batch, gate.route_masks(decision.labels)[0])
-        old_logprobs, known = _old_logprobs(passes, state, frozen, row, same, logprobs, probed)
-        loss, gradient, stats = passes.masked_gradient(state, frozen, row, decision.labels, old_logprobs)
+        probed = None if logprobs is None else (logprobs, rows.advantages != 0)
+        rows = Rows(batch, decision.advantages, decision.live, decision.labels)
+        old_logprobs, known = old.find(scorer, state, frozen, rows, probed)
+        rows = rows.replace(old_logprobs=old_logprobs)
+        loss, gradient, stats = scorer.total(row_losses, state, frozen, rows)
         finite = _finite(loss, gradient, decision, batch, gradients)
         new_state = _update(state, gradient, optimizer, ok=jnp.stack(list(finite.values())).all())
         new_state = jax.lax.with_sharding_constraint(new_state, sharding.state_shardings(mesh, new_state))
-        deployed, quarantine = _block_norms(gradient)
+        same = old.trains_as_sampled(batch, rows.labels)
         metrics = StepMetrics(
             loss=loss,
             gradient_norm=optax.tree.norm(gradient),
-            qmass=quarantine / jnp.maximum(deployed + quarantine, jnp.finfo(jnp.float32).tiny),
+            qmass=_quarantine_share(gradient),
             finite=finite,
             decision=decision,
             losses=stats.replace(logprobs=None),  # those of the policy that sampled are below
             logprobs=jnp.where(same[:, None], stats.logprobs, jnp.where(known[:, None], old_logprobs, 0.0)),
-            recomputed=(same & row.live) | known,
+            recomputed=(same & rows.live) | known,
             probe=None if gradients is None else gradients.astype(jnp.bfloat16),
         )
         return new_state, metrics
@@ -104,32 +108,35 @@ def build_step(
     return jax.jit(step, donate_argnums=0, compiler_options=xla.compiler_options(mesh.devices.flat[0]))
 
 
-def _old_logprobs(
-    passes: Passes,
-    state: TrainState,
-    frozen: Frozen,
-    row: Row,
-    same: Bool[Array, "N"],
-    logprobs: Float[Array, "N T"] | None,
-    probed: Bool[Array, "N"],
-) -> tuple[Float[Array, "N T"], Bool[Array, "N"]]:
-    """log pi_old where a row's ratio needs it, and whether a pass computed it.
+def _probe_loss(logprobs: Float[Array, "n T"], rows: Rows) -> Float[Array, ""]:
+    """The loss of pass 1."""
+    return grpo.probe_loss(logprobs, rows.advantages, rows.batch.completion_mask)
 
-    From pass 1 (`logprobs`, of the rows that it `probed`) where that ran the policy that sampled, else from the
-    sampler where its own serves, else anew. `same`: rows that train the policy that sampled them.
-    """
-    batch = row.batch
-    if logprobs is None:
-        found, from_probe = jnp.zeros_like(batch.sampler_logprobs), jnp.zeros_like(same)
-    else:
-        found, from_probe = logprobs, (batch.quarantine_sampled == passes.probe_full) & probed
-    anew = row.live & ~same & ~from_probe
-    if passes.sampler_serves:
-        found = jnp.where((anew & ~batch.taught)[:, None], batch.sampler_logprobs, found)
-        anew = anew & batch.taught
-    if samplers := passes.unread_samplers():
-        found = jnp.where(anew[:, None], passes.sampled_logprobs(state, frozen, batch, anew, samplers), found)
-    return found, from_probe | anew
+
+def make_row_losses(old: OldLogprobs, settings: LossSettings) -> RowLosses:
+    """The losses of pass 2, of log-probabilities alone."""
+
+    def row_losses(logprobs: Array, reference: Array | None, rows: Rows) -> tuple[Array, grpo.LossStats]:
+        same = old.trains_as_sampled(rows.batch, rows.labels)
+        before = jnp.where(same[:, None], jax.lax.stop_gradient(logprobs), rows.old_logprobs)
+        rest = (reference, rows.batch.completion_mask, rows.advantages)
+        return grpo.row_losses(logprobs, before, *rest, live=rows.live, settings=settings)
+
+    return row_losses
+
+
+def make_scorer(config: Config, model: qwen3.Qwen3Config, mesh: Mesh, *, labels: tuple[int, ...]) -> Scorer:
+    """The scorer that `train.schedule` names."""
+    if config.train.schedule == "fast":
+        return FastScorer(config, model, mesh, labels=labels)
+    return PlainScorer(
+        model,
+        rank=config.adapter.rank,
+        micro_batch=config.train.micro_batch,
+        logprob_chunk=config.model.logprob_chunk,
+        probe_full=config.gate.probe_policy == "full",
+        has_reference=config.loss.kl_coefficient > 0,
+    )
 
 
 def _finite(
@@ -155,13 +162,13 @@ def _update(
     return jax.tree.map(lambda new, old: jnp.where(ok, new, old), moved, state)
 
 
-def _block_norms(gradient: lora2r.Factors) -> tuple[Array, Array]:
-    """Global norms of the gradient's deployed and quarantine blocks."""
+def _quarantine_share(gradient: lora2r.Factors) -> Float[Array, ""]:
+    """|g_quarantine| / (|g_deployed| + |g_quarantine|), 0 where there is no gradient at all."""
     rank = next(iter(gradient.b.values())).shape[-1] // 2
-    deployed = [leaf[..., :rank, :] for leaf in gradient.a.values()] + [
-        leaf[..., :rank] for leaf in gradient.b.values()
-    ]
-    quarantine = [leaf[..., rank:, :] for leaf in gradient.a.values()] + [
-        leaf[..., rank:] for leaf in gradient.b.values()
-    ]
-    return optax.tree.norm(deployed), optax.tree.norm(quarantine)
+
+    def norm(block: slice) -> Array:
+        down, up = gradient.a.values(), gradient.b.values()
+        return optax.tree.norm([*(leaf[..., block, :] for leaf in down), *(leaf[..., block] for leaf in up)])
+
+    deployed, quarantine = norm(slice(rank)), norm(slice(rank, None))
+    return quarantine / jnp.maximum(deployed + quarantine, jnp.finfo(jnp.float32).tiny)

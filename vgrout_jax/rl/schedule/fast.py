@@ -1,83 +1,71 @@
-"""The passes of a step over a batch of rollouts, block by block (docs/method.md section 7)."""
+"""The passes of a step over a batch of rollouts, block by block: what `rl/plain.py` says, fast."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from vgrout_jax.arms.base import Arm
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3
 from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl import grpo
 from vgrout_jax.rl.schedule.blocks import Block, Chunk, Cutter
 from vgrout_jax.rl.schedule.prefix import Caches, Reader, Variants, spread
+from vgrout_jax.rl.scorer import ProbeLoss, RowLosses, Rows
 from vgrout_jax.rl.state import Batch, TrainState
 from vgrout_jax.routing import gate, probe
 
 
-@struct.dataclass
-class Row:
-    """What the passes need of each rollout besides the batch itself."""
+class FastScorer:
+    """`scorer.Scorer`, as pure functions closed over the run's settings."""
 
-    batch: Batch
-    advantages: jax.Array
-    live: jax.Array
-
-
-class Passes:
-    """The forward and backward passes over a batch, as pure functions closed over the run's settings."""
-
-    def __init__(self, config: Config, model: qwen3.Qwen3Config, mesh: Mesh, *, arm: Arm):
-        self.config, self.model = config, model
-        self.labels, self.reads_probe = arm.labels, arm.source.reads_probe
-        self.rollouts = config.rollout.prompts * config.rollout.group_size
+    def __init__(self, config: Config, model: qwen3.Qwen3Config, mesh: Mesh, *, labels: tuple[int, ...]):
+        """`labels`: those that can come out, of `Arm.labels`; prompts are read under their policies alone."""
+        self.model, self.labels, self.rank = model, labels, config.adapter.rank
         self.probe_full = config.gate.probe_policy == "full"
-        self.sampler_serves = sampler_serves(config, model)
+        self.has_reference = config.loss.kl_coefficient > 0
         self.cutter = Cutter(config, mesh, model.attention)
         self.reader = Reader(config, model, self.cutter.positions)
 
     @jax.named_scope("probe")
-    def read_probe(
-        self, state: TrainState, frozen: Frozen, row: Row
+    def each(
+        self, loss: ProbeLoss, state: TrainState, frozen: Frozen, rows: Rows
     ) -> tuple[Float[Array, "N M r"], Float[Array, "N T"]]:
         """Pass 1: every rollout's probe gradient, and log pi of the policy that the probe reads."""
-        tokens, rank = row.batch.completion_mask.shape[1], self.config.adapter.rank
+        tokens, rank = rows.batch.completion_mask.shape[1], self.rank
 
         def visit(_: None, block: Block) -> tuple[None, tuple[Array, Array]]:
-            return None, self._probe_block(state, frozen, block)
+            return None, self._probe_block(loss, state, frozen, block)
 
         def skipped(rows: int) -> tuple[Array, Array]:
             return jnp.zeros((rows, self.model.num_layers * len(lora2r.MODULES), rank)), jnp.zeros((rows, tokens))
 
-        needed = row.advantages != 0
-        return self.cutter.over_blocks(visit, None, row, batch=row.batch, needed=needed, skipped=skipped)[1]
+        needed = rows.advantages != 0
+        return self.cutter.over_blocks(visit, None, rows, batch=rows.batch, needed=needed, skipped=skipped)[1]
 
-    def _probe_block(self, state: TrainState, frozen: Frozen, block: Block) -> tuple[Array, Array]:
-        """`read_probe` of a block: [chunks, n, M, r] and [chunks, n, T].
+    def _probe_block(self, loss: ProbeLoss, state: TrainState, frozen: Frozen, block: Block) -> tuple[Array, Array]:
+        """`each` of a block: [chunks, n, M, r] and [chunks, n, T].
 
         Gradients go back through the prompts chunk by chunk where a chunk has as many rollouts of every prompt, and
         at the end of the block where completions are packed.
         """
         cut, groups = block.cut, block.prompts.shape[0]
-        variants, size = Variants(jnp.array([self.probe_full])), (self.model.num_layers, self.config.adapter.rank)
+        variants, size = Variants(jnp.array([self.probe_full])), (self.model.num_layers, self.rank)
         first = jnp.zeros(cut.rows, jnp.int32)  # the one policy of all rollouts
 
         def read(scale: dict[str, Array]) -> Caches:
             return self._prompts(frozen, state.deltas, block, variants, scale)
 
-        def at(row: Row, behind: Caches, length: int) -> tuple[Any, Array]:
-            def loss(scale: dict[str, Array], behind: Caches) -> tuple[Array, Array]:
-                given = (frozen, state.deltas, row.batch, variants.route(first), behind)
+        def at(rows: Rows, behind: Caches, length: int) -> tuple[Any, Array]:
+            def of_scale(scale: dict[str, Array], behind: Caches) -> tuple[Array, Array]:
+                given = (frozen, state.deltas, rows.batch, variants.route(first), behind)
                 logprobs = self.reader.logprobs(*given, length=length, scale=scale)
-                return grpo.probe_loss(logprobs, row.advantages, row.batch.completion_mask), logprobs
+                return loss(logprobs, rows), logprobs
 
             ones = lora2r.probe_ones(size[0], cut.rows, size[1])
-            return jax.grad(loss, argnums=(0, 1), has_aux=True)(ones, behind)
+            return jax.grad(of_scale, argnums=(0, 1), has_aux=True)(ones, behind)
 
         def body(back: probe.WayBack | None, chunk: Chunk) -> tuple[Any, tuple[Array, Array]]:
             behind = spread(caches, chunk.groups, first)
@@ -98,18 +86,16 @@ class Passes:
         return own + through, logprobs
 
     @jax.named_scope("sampled")
-    def sampled_logprobs(
+    def forward(
         self,
         state: TrainState,
         frozen: Frozen,
-        batch: Batch,
+        rows: Rows,
         needed: Bool[Array, "N"],
         samplers: tuple[bool, ...] = (False, True),
     ) -> Float[Array, "N T"]:
-        """log pi of the policy that sampled each row, without gradient, for the rows that need it.
-
-        `samplers`: the policies, by m, that such rows can have been sampled by. Prompts are read under these alone.
-        """
+        """log pi of the policy that sampled each row, without gradient; prompts are read under `samplers` alone."""
+        batch = rows.batch
         variants, tokens = Variants(jnp.array(samplers)), batch.completion_mask.shape[1]
 
         def of(rows: Batch) -> Int[Array, " n"]:
@@ -135,24 +121,24 @@ class Passes:
         return self.cutter.over_blocks(visit, None, batch, batch=batch, needed=needed, skipped=skipped)[1]
 
     @jax.named_scope("masked")
-    def masked_gradient(
-        self, state: TrainState, frozen: Frozen, row: Row, labels: Int[Array, "N"], old_logprobs: Float[Array, "N T"]
+    def total(
+        self, loss: RowLosses, state: TrainState, frozen: Frozen, rows: Rows
     ) -> tuple[Array, lora2r.Factors, grpo.LossStats]:
         """Pass 2: the loss, its gradient with respect to dA and dB under the labels' masks, and diagnostics."""
-        has_reference = self.config.loss.kl_coefficient > 0
 
         def visit(carry: tuple[Array, lora2r.Factors], block: Block) -> tuple[Any, grpo.LossStats]:
-            reference = self._reference_prompts(frozen, block) if has_reference else None
+            reference = self._reference_prompts(frozen, block) if self.has_reference else None
             caches, pull = jax.vjp(
                 lambda deltas: self._prompts(frozen, deltas, block, self._variants()), state.deltas
             )
 
-            def at(rows: tuple[Row, Array, Array], groups: Array, length: int) -> tuple[Any, Any]:
-                def loss(deltas: lora2r.Factors, caches: Caches) -> tuple[Array, grpo.LossStats]:
-                    losses, stats = self._losses(frozen, deltas, *rows, groups, caches, reference, length=length)
+            def at(rows: Rows, groups: Array, length: int) -> tuple[Any, Any]:
+                def of_deltas(deltas: lora2r.Factors, caches: Caches) -> tuple[Array, grpo.LossStats]:
+                    read = {"groups": groups, "caches": caches, "reference_caches": reference, "length": length}
+                    losses, stats = loss(*self._logprobs(frozen, deltas, rows, **read), rows)
                     return jnp.sum(losses), stats
 
-                return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(state.deltas, caches)
+                return jax.value_and_grad(of_deltas, argnums=(0, 1), has_aux=True)(state.deltas, caches)
 
             def body(sums: Any, chunk: Chunk) -> tuple[Any, grpo.LossStats]:
                 (value, stats), gradients = chunk.at_length(at, chunk.rows, chunk.groups)
@@ -164,15 +150,14 @@ class Passes:
                 gradient = jax.tree.map(jnp.add, gradient, *pull(of_caches))
             return (total, gradient), stats
 
-        def skipped(rows: int) -> grpo.LossStats:
-            return grpo.LossStats.of_nothing(rows, row.batch.completion_mask.shape[1], kl=has_reference)
+        def skipped(count: int) -> grpo.LossStats:
+            return grpo.LossStats.of_nothing(count, rows.batch.completion_mask.shape[1], kl=self.has_reference)
 
         start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.deltas))
-        rows = (row, labels, old_logprobs)
-        (loss, gradients), stats = self.cutter.over_blocks(
-            visit, start, rows, batch=row.batch, needed=row.live, skipped=skipped
+        (value, gradients), stats = self.cutter.over_blocks(
+            visit, start, rows, batch=rows.batch, needed=rows.live, skipped=skipped
         )
-        return loss, gradients, stats
+        return value, gradients, stats
 
     def _prompts(
         self,
@@ -191,87 +176,37 @@ class Passes:
         with jax.named_scope("reference"):
             return self._prompts(frozen, None, block, Variants(jnp.array([False])))
 
-    def _losses(
+    def _logprobs(
         self,
         frozen: Frozen,
         deltas: lora2r.Factors,
-        row: Row,
-        labels: Array,
-        old_logprobs: Array,
+        rows: Rows,
+        *,
         groups: Array,
         caches: Caches,
         reference_caches: Caches | None,
-        *,
         length: int,
-    ) -> tuple[Float[Array, "n"], grpo.LossStats]:
-        config, batch = self.config, row.batch
-        quarantine_on, _ = gate.route_masks(labels)
-        variants = self._variants()
+    ) -> tuple[Float[Array, "n T"], Float[Array, "n T"] | None]:
+        """log pi of a chunk's rows under their labels' masks, and of the base with the adapter off."""
+        batch, labels = rows.batch, rows.labels
         policies = self._policies(labels)
         behind = spread(caches, groups, policies)
-        logprobs = self.reader.logprobs(frozen, deltas, batch, variants.route(policies), behind, length=length)
-        same_policy = self.trains_as_sampled(batch, quarantine_on)
-        old = jnp.where(same_policy[:, None], jax.lax.stop_gradient(logprobs), old_logprobs)
-        reference = None
-        if reference_caches is not None:
-            with jax.named_scope("reference"):
-                base = (lora2r.ablated_route(labels.size), spread(reference_caches, groups, jnp.zeros_like(labels)))
-                reference = jax.lax.stop_gradient(self.reader.logprobs(frozen, None, batch, *base, length=length))
-        return grpo.row_losses(
-            logprobs,
-            old,
-            reference,
-            batch.completion_mask,
-            row.advantages,
-            live=row.live,
-            rollouts=self.rollouts,
-            max_new_tokens=config.rollout.max_new_tokens,
-            unbiased=config.grpo.unbiased,
-            ratio=config.loss.ratio,
-            clip_epsilon=config.loss.clip_epsilon,
-            kl_coefficient=config.loss.kl_coefficient,
-        )
+        route = self._variants().route(policies)
+        logprobs = self.reader.logprobs(frozen, deltas, batch, route, behind, length=length)
+        if reference_caches is None:
+            return logprobs, None
+        with jax.named_scope("reference"):
+            base = (lora2r.ablated_route(labels.size), spread(reference_caches, groups, jnp.zeros_like(labels)))
+            reference = self.reader.logprobs(frozen, None, batch, *base, length=length)
+        return logprobs, jax.lax.stop_gradient(reference)
 
     def _variants(self) -> Variants:
         """The policies of the labels; nothing is detached where no label asks for it."""
-        quarantine_on, detach_deployed = gate.route_masks(np.array(self.labels))
-        return Variants(jnp.array(quarantine_on), jnp.array(detach_deployed) if detach_deployed.any() else None)
+        quarantine_on, detach_deployed = gate.route_masks(jnp.array(self.labels))
+        return Variants(quarantine_on, detach_deployed if gate.HACK in self.labels else None)
 
     def _policies(self, labels: Int[Array, "n"]) -> Int[Array, "n"]:
         """Every row's place among `_variants`."""
         if self.labels == tuple(range(len(self.labels))):
             return labels
         return jnp.searchsorted(jnp.array(self.labels), labels).astype(labels.dtype)
-
-    def unread_samplers(self) -> tuple[bool, ...]:
-        """The policies, by m, under which a forward pass has to read rows for their log pi_old; () for none."""
-        if self.labels == (gate.CLEAN,):
-            return ()
-        if self.sampler_serves:  # but of the teacher's rows, which count as the full policy's
-            return (True,) if gate.CLEAN in self.labels and self.config.teacher.per_prompt else ()
-        if self.labels == (gate.MID,):
-            return (False,)
-        if not self.reads_probe:
-            return (False, True)
-        # A row without advantage trains the deployed policy, and the probe does not run it.
-        return (False, True) if self.probe_full else (True,)
-
-    def trains_as_sampled(self, batch: Batch, quarantine_on: Bool[Array, "n"]) -> Bool[Array, "n"]:
-        """Rows whose training policy is the one that sampled them, where the ratio is 1 by definition.
-
-        Pinned clean, the quarantine never moves from its init, where its output is exactly 0: the policy with
-        it and the one without are the same function, bit for bit.
-        """
-        if self.labels == (gate.CLEAN,):
-            return jnp.ones_like(quarantine_on)
-        return batch.quarantine_sampled == quarantine_on
-
-
-def sampler_serves(config: Config, model: qwen3.Qwen3Config) -> bool:
-    """Whether the sampler's own log-probabilities stand for those of a pass: sampled at temperature 1, untruncated.
-
-    In bfloat16 a pass rounds otherwise than the decode loop, which would be noise in every ratio.
-    """
-    rollout = config.rollout
-    untruncated = rollout.temperature == 1.0 and rollout.top_k == 0 and rollout.top_p >= 1.0
-    return untruncated and model.dtype == jnp.float32
