@@ -159,23 +159,49 @@ def check_sections(path: Path) -> None:
 
 
 def test_readme_s_tree_is_the_tree():
+    """Every folder of the package and of the repository is shown, with a word about it, and none that is not there."""
     [tree] = [block.text for block in blocks(ROOT / "README.md", "text") if block.text.startswith("vgrout_jax/")]
     shown, folders = set(), []
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
-        folders = [*folders[:depth], name] if name.endswith("/") else folders[:depth]
-        path = "".join(folders) + ("" if name.endswith("/") else name)
-        assert (ROOT / path).exists(), f"README's tree shows {path}"
-        assert name.endswith("/") or len(line.split()) > 1, f"README's tree says nothing about {path}"
-        shown.add(path)
-    modules = {path for path in (ROOT / "vgrout_jax").rglob("*.py") if path.name != "__init__.py"}
-    others = [
-        *(ROOT / "configs").glob("*.py"),
-        *(ROOT / "launch").glob("*.sh"),
-        *(ROOT / "docs").glob("*.md"),
-    ]
-    missing = {str(path.relative_to(ROOT)) for path in (*modules, *others)} - shown
+        assert line == "vgrout_jax/" or len(line.split()) > 2, f"README's tree says nothing about {name}"
+        if name.endswith("/"):
+            folders = [*folders[:depth], name]
+            assert (ROOT / "".join(folders)).is_dir(), f"README's tree shows {''.join(folders)}"
+            shown.add("".join(folders))
+    packages = {path.parent for path in (ROOT / "vgrout_jax").glob("*/__init__.py")}
+    others = {ROOT / name for name in ("configs", "launch", "benchmarks", "docs", "tests")}
+    missing = {f"{path.relative_to(ROOT)}/" for path in packages | others} - shown
     assert not missing, f"README's tree lacks {sorted(missing)}"
+
+
+def test_pages_keep_their_length():
+    longest = {"README.md": 150, "docs/performance.md": 80}
+    for name, most in longest.items():
+        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert lines <= most, f"{name} has {lines} lines of at most {most}: move what is history to docs/log/"
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), {ROOT / "README.md"}
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        targets = re.findall(r"\]\(([^)\s#]+\.md)", FENCE.sub("", page.read_text(encoding="utf-8")))
+        waiting |= {(page.parent / target).resolve() for target in targets if "://" not in target} - reached
+    missing = set(ALL_PAGES) - reached
+    assert not missing, f"no page links to {sorted(str(page.relative_to(ROOT)) for page in missing)}"
+
+
+def test_the_run_that_readme_shows_has_today_s_table_and_is_one_run():
+    from vgrout_jax.run import terminal
+
+    shown = blocks(ROOT / "README.md", "text")[0].text.splitlines()
+    assert shown[:3] == [line.rstrip("\n") for line in terminal.heading()]
+    whole = blocks(ROOT / "docs" / "toy.md", "text")
+    [whole] = [block.text.splitlines() for block in whole if "As trained, 57%" in block.text]
+    assert set(shown) - {"..."} <= set(whole) and len([line for line in shown if line != "..."]) == 12
+    assert [line for line in whole if line in terminal.legend()] == terminal.legend()
 
 
 def test_the_log_lists_its_pages_and_they_begin_with_their_date():
@@ -186,6 +212,14 @@ def test_the_log_lists_its_pages_and_they_begin_with_their_date():
         date = re.match(r"\d{4}-\d\d-\d\d", path.name)
         assert date and path.read_text(encoding="utf-8").startswith(f"# {date[0]}: "), path.name
         assert f"| {date[0]} | [" in index and f"]({path.name}) |" in index, f"docs/log/README.md lacks {path.name}"
+
+
+def test_the_picture_of_routing_is_what_its_script_draws(tmp_path):
+    folder = ROOT / "docs" / "figures"
+    shutil.copy(folder / "routing.py", tmp_path)
+    run([str(tmp_path / "routing.py")], tmp_path, PYTHONPATH=str(ROOT))
+    words = [re.findall(r"<text[^>]*>([^<]*)</text>", (at / "routing.svg").read_text()) for at in (folder, tmp_path)]
+    assert "Deployment" in words[0] and words[0] == words[1]
 
 
 def test_a_decision_has_four_lines():
