@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.config import ARMS, Config, MeshConfig
 from vgrout_jax.config.scales import make_config
 from vgrout_jax.model import lora2r, parameters, qwen3, sharding
 from vgrout_jax.model.policy import Frozen
+from vgrout_jax.rl.old_logprobs import make_old_logprobs
 from vgrout_jax.rl.optim import make_optimizer
-from vgrout_jax.rl.schedule import passes
 from vgrout_jax.rl.state import Batch, TrainState
 from vgrout_jax.routing import direction
 from vgrout_jax.run import build
@@ -58,7 +59,8 @@ class Shape:
     @property
     def sampler_serves(self) -> bool:
         """Whether the sampler's own log-probabilities serve as the old policy's; no rows are run again then."""
-        return passes.sampler_serves(configuration(self, "routeV", kl=True), self.model)
+        config = configuration(self, "routeV", kl=True)
+        return make_old_logprobs(make_arm(config), config, self.model).sampler_serves
 
 
 def _qwen(vocabulary: int, width: int, forward: int, layers: int, heads: tuple[int, int, int], **more: Any) -> Any:

@@ -3,15 +3,12 @@
 import ast
 import graphlib
 import sys
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "vgrout_jax"
-TABLE_HEAD = "| modules | may import | kind |"
+TABLE_HEAD = "| package | may import | kind |"
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "torch"}
 HOST = {
     "os",
@@ -39,11 +36,11 @@ HOST |= {
 
 
 class Rule(NamedTuple):
-    """A row of the table: `modules` may import `targets`, and are of one kind."""
+    """A row of the table: what a package may import, the kind of its modules, and of those that are others."""
 
-    modules: list[str]
     targets: list[str]
     kind: str
+    others: dict[str, str]
 
 
 class Import(NamedTuple):
@@ -53,13 +50,18 @@ class Import(NamedTuple):
     deferred: bool
 
 
-def read_rules() -> list[Rule]:
+def read_rules() -> dict[str, Rule]:
     lines = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
-    rows = lines[lines.index(TABLE_HEAD) + 2 :]
-    cells = [
-        [cell.split() for cell in row.replace("`", "").strip("|").split("|")] for row in rows if row.startswith("|")
-    ]
-    return [Rule(names, targets, kind) for names, targets, [kind] in cells]
+    rules = {}
+    for row in lines[lines.index(TABLE_HEAD) + 2 :]:
+        if not row.startswith("|"):
+            break
+        name, targets, kinds = (cell.strip().replace("`", "").replace("\\", "") for cell in row.strip("|").split("|"))
+        kind, *exceptions = kinds.split(";")
+        pairs = (exception.split(":") for exception in exceptions)
+        others = {module: other.strip() for other, modules in pairs for module in modules.split()}
+        rules[name] = Rule(targets.split(), kind.strip(), others)
+    return rules
 
 
 def modules() -> dict[str, Path]:
@@ -77,15 +79,15 @@ MODULES = modules()
 RULES = read_rules()
 
 
-def rule_of(name: str) -> Rule:
-    found = [rule for rule in RULES if any(matches(name, pattern) for pattern in rule.modules)]
-    assert len(found) == 1, f"{name} must have one row in the table of docs/architecture.md, found {len(found)}"
-    return found[0]
+def package_of(name: str) -> str:
+    """The package that a module is of; of the root's own modules, nothing."""
+    top = name.partition(".")[0]
+    return top if (PACKAGE / top).is_dir() else ""
 
 
-def matches(name: str, pattern: str) -> bool:
-    """`x.*` means the package x itself as well."""
-    return fnmatchcase(name, pattern) or (pattern.endswith(".*") and name == pattern[:-2])
+def kind_of(name: str) -> str:
+    rule = RULES[package_of(name)]
+    return rule.others.get(name.rpartition(".")[2], rule.kind)
 
 
 def imports(path: Path) -> list[Import]:
@@ -123,25 +125,29 @@ def external(name: str) -> set[str]:
     return {imported.name.partition(".")[0] for imported in imports(MODULES[name])} - {"vgrout_jax"}
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_a_module_imports_only_what_its_row_allows(name):
-    if MODULES[name].stat().st_size == 0:
-        return
-    allowed = rule_of(name).targets
-    wrong = {target for target in internal(name) if not any(matches(target, pattern) for pattern in allowed)}
-    assert not wrong, f"{name} imports {sorted(wrong)}, which its row in docs/architecture.md does not name"
+def test_a_package_imports_only_what_its_row_allows():
+    packages = {package_of(name) for name in MODULES} - {""}
+    assert packages == set(RULES), "every package has a row in the table of docs/architecture.md, and no other has"
+    wrong = [
+        f"{name} imports {target}"
+        for name in MODULES
+        if package_of(name)
+        for target in internal(name)
+        if package_of(target) not in (package_of(name), *RULES[package_of(name)].targets)
+    ]
+    assert not wrong
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.modules[0])
-def test_a_row_of_the_table_is_about_modules_that_exist(rule):
-    for pattern in (*rule.modules, *rule.targets):
-        assert any(matches(name, pattern) for name in MODULES), f"no module {pattern}"
-    assert rule.kind in ("host", "pure", "both")
+def test_rows_name_what_exists():
+    for package, rule in RULES.items():
+        assert set(rule.targets) <= set(RULES) and {rule.kind, *rule.others.values()} <= {"host", "pure", "both"}
+        known = {name.rpartition(".")[2] for name in MODULES if package_of(name) == package} | {"__main__"}
+        assert set(rule.others) <= known, package
 
 
 def test_host_modules_know_no_jax_even_through_others():
     for name in MODULES:
-        if MODULES[name].stat().st_size and rule_of(name).kind == "host":
+        if package_of(name) and kind_of(name) == "host":
             reached, waiting = set(), {name}
             while waiting:
                 current = waiting.pop()
@@ -152,11 +158,32 @@ def test_host_modules_know_no_jax_even_through_others():
 
 def test_pure_modules_touch_nothing_of_the_host():
     for name, path in MODULES.items():
-        if path.stat().st_size and rule_of(name).kind == "pure":
+        if package_of(name) and kind_of(name) == "pure":
             assert not external(name) & HOST, f"{name} is pure and imports {external(name) & HOST}"
             calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
             named = {call.id for call in calls if isinstance(call, ast.Name)}
             assert not named & {"open", "print", "input"}, f"{name} is pure and calls {named & {'open', 'print'}}"
+
+
+def test_the_root_holds_commands_and_the_loop_alone():
+    root = {name for name in MODULES if not package_of(name)}
+    for name in root - {"train"}:
+        assert "__main__" in MODULES[name].read_text(), f"{name} is no command: it belongs into a package"
+    assert [name for name in MODULES if "train" in internal(name)] == ["main"]
+    commands = {name: internal(name) & (root - {"main", "train"}) for name in MODULES}
+    assert not {name: found for name, found in commands.items() if found}, "a command is imported by nobody"
+
+
+def test_a_package_s_docstring_names_its_files():
+    """In reading order, a line each."""
+    missing = []
+    for init in PACKAGE.rglob("*/__init__.py"):
+        lines = (ast.get_docstring(ast.parse(init.read_text())) or "").splitlines()
+        named = [line.split()[0] for line in lines if line.strip()]
+        here = [path.stem for path in init.parent.glob("*.py") if path.stem != "__init__"]
+        here += [path.parent.name for path in init.parent.glob("*/__init__.py")]
+        missing += [f"{init.parent.name}: {name}" for name in here if name not in named]
+    assert not missing
 
 
 def test_no_cycles():

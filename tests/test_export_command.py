@@ -91,7 +91,7 @@ def test_a_wrong_flag_ends_with_status_1_before_jax_is_imported(run):
     program = """
         import sys
         from vgrout_jax import export
-        from vgrout_jax.commands import end_with_one_line
+        from vgrout_jax.common.command_line import end_with_one_line
         try:
             end_with_one_line(lambda: export.main(sys.argv[1:]))
         finally:
@@ -116,8 +116,8 @@ def test_an_interrupted_export_leaves_nothing_that_looks_whole(run, tmp_path, fo
     program = f"""
         import os, signal, sys, time
         from vgrout_jax import export
-        from vgrout_jax.commands import end_with_one_line
-        from vgrout_jax.model import store
+        from vgrout_jax.common.command_line import end_with_one_line
+        from vgrout_jax.weights import store
         whole = store.write_tensors
         def interrupted(*arguments):
             whole(*arguments)

@@ -1,6 +1,6 @@
 """Trains the toy world's base policy: `python -m vgrout_jax.pretrain --config=configs/toy_base.py --out=DIR`.
 
-Without --out the policy inside of the package is written anew. What is trained stands in `toy_policy.py`.
+Without --out the policy inside of the package is written anew. What is trained stands in `supervised/toy_policy.py`.
 """
 
 import sys

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vgrout_jax.common.packaged import packaged
 from vgrout_jax.config import MODES
-from vgrout_jax.data import make_smoke, packaged
+from vgrout_jax.data import make_smoke
 from vgrout_jax.env.modes import TRAINING_NAMES, attribute_fires, file_fires, partition, stdout_fires
 from vgrout_jax.env.problems import load_problems
 from vgrout_jax.env.teacher import TeacherPool, TeacherRow, load_pool

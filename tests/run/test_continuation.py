@@ -39,7 +39,7 @@ def test_a_second_process_is_refused_and_a_dead_one_is_not(tmp_path):
     workdir = tmp_path / "run"
     script = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path; from vgrout_jax import continuation\n"
+        "from pathlib import Path; from vgrout_jax.run import continuation\n"
         "with continuation.claim(Path(sys.argv[1])):\n"
         "    (Path(sys.argv[1]) / 'config.json').write_text('{}'); print('held', flush=True); time.sleep(600)\n"
     )

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from vgrout_jax.routing import direction
 
 from tests import interrupted, tiny
 from vgrout_jax.rl import divergence
 from vgrout_jax.rl.collapse import Memory
 from vgrout_jax.rl.optim import make_optimizer
 from vgrout_jax.rl.state import initial_state
+from vgrout_jax.routing import direction
 from vgrout_jax.run import continuation, progress, snapshots
 from vgrout_jax.run.progress import Progress
 
@@ -191,7 +191,8 @@ def test_a_state_of_another_format_is_refused(whole, tmp_path, monkeypatch):
     monkeypatch.setattr(snapshots, "FORMAT", 99)
     stored(tmp_path, whole)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="has format 99, this version reads 1"):
+    remedy = "continue the run with the version that began it, or choose another workdir"
+    with pytest.raises(ValueError, match=f"has format 99, this version reads 2: {remedy}"):
         snapshots.newest(tmp_path)
 
 
@@ -223,14 +224,14 @@ def test_a_real_disk_that_is_full_is_one_line(whole, tmp_path):
     """A file system of a megabyte, in a mount namespace of its own."""
     script = (
         "import sys, numpy as np; sys.path.insert(0, sys.argv[2])\n"
-        "from pathlib import Path; from vgrout_jax import resume\n"
-        "store = resume.Store(Path(sys.argv[1]) / 'resume', keep=2)\n"
+        "from pathlib import Path; from vgrout_jax.run import snapshots\n"
+        "store = snapshots.Store(Path(sys.argv[1]) / 'resume', keep=2)\n"
         "noise = np.random.default_rng(0).integers(0, 255, 3 << 20).astype(np.uint8)\n"
-        "store.save(resume.Snapshot(1, {'small': noise[:1000]}, {})); store.wait()\n"
-        "store.save(resume.Snapshot(2, {'large': noise}, {}))\n"
+        "store.save(snapshots.Snapshot(1, {'small': noise[:1000]}, {})); store.wait()\n"
+        "store.save(snapshots.Snapshot(2, {'large': noise}, {}))\n"
         "try: store.wait()\n"
         "except OSError as error: print(error)\n"
-        "print(resume.newest(Path(sys.argv[1]) / 'resume').step)\n"
+        "print(snapshots.newest(Path(sys.argv[1]) / 'resume').step)\n"
     )
     (tmp_path / "script.py").write_text(script)
     disk = tmp_path / "disk"

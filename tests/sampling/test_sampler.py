@@ -359,9 +359,9 @@ def test_settings_out_of_range_are_named(setting, value):
 ON_A_MESH = """
 import jax, numpy as np
 from tests.model import sampling
-from vgrout_jax import sharding
 from vgrout_jax.config import MeshConfig
-from vgrout_jax.model import drawing, lora2r, sampler
+from vgrout_jax.model import lora2r, sharding
+from vgrout_jax.sampling import sampler
 
 mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 base, adapter = sampling.fixed()

@@ -121,9 +121,9 @@ def test_loads_onto_eight_devices(published):
     output = run_python(
         """
         import sys, jax, numpy as np
-        from vgrout_jax import sharding
         from vgrout_jax.config import MeshConfig
-        from vgrout_jax.model import hub
+        from vgrout_jax.model import sharding
+        from vgrout_jax.weights import hub
         config = hub.load_config(sys.argv[1])
         mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
         shardings = sharding.parameter_shardings(mesh, config)
@@ -174,9 +174,9 @@ def test_peak_memory_of_loading(tmp_path):
     assert size > 2e9
     program = """
         import sys, jax.numpy as jnp
-        from vgrout_jax import sharding
         from vgrout_jax.config import MeshConfig
-        from vgrout_jax.model import hub
+        from vgrout_jax.model import sharding
+        from vgrout_jax.weights import hub
         config = hub.load_config(sys.argv[1], dtype=jnp.bfloat16)
         shardings = None
         if sys.argv[2] == "onto a mesh":

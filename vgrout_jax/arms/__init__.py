@@ -17,4 +17,5 @@ penalise    less reward
 modulate    less reward, by how hack-like the score is
 
 compose     from a configuration to its arm
+__main__    lists every arm
 """

@@ -1,6 +1,6 @@
 """The configuration of a run: nested dataclasses, one comment a field, validated after overrides.
 
-Every default lives here or in `presets.py` (the scales) or in `configs/` (the arms), each in one place.
+Every default lives here or in `scales.py` or in `arms.py`, each in one place.
 A field is set on the command line as `--config.section.field=value`.
 """
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 # How attention over whole sequences is computed: all rows at once; a few rows at a time, so that their weights stay
 # in a CPU's cache; or by cuDNN's kernel, where padding only follows (NVIDIA GPUs, 16-bit types). Where sequences are
-# packed (`model/packing`), which cuDNN can from compute capability 9.0 on, they are padded for attention at most.
+# packed (`packed_attention`), which cuDNN can from compute capability 9.0 on, they are padded for attention at most.
 CUDNN, PACKED = ("cudnn", "cudnn_packed"), ("packed", "cudnn_packed")
 ATTENTIONS = ("batch", "rows", "cudnn", *PACKED)
 _LEAST_BLOCK, _MOST_BLOCKS = 64, 8  # of queries, compared with the keys up to the block's end alone

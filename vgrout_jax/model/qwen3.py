@@ -1,6 +1,6 @@
 """Qwen3 (dense) in Flax linen: layers scanned over stacked parameters, the LoRA2r adapter as an argument.
 
-The parameters' shapes, logical axes and published names stand in `model/layout.py`.
+The parameters' shapes, logical axes and published names stand in `parameters.py`.
 
 Reference: Qwen3: Yang et al. 2025, arXiv 2505.09388.
 """

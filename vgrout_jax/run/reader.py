@@ -1,6 +1,6 @@
 """Reads what a run has left in its workdir, be it finished, running or crashed.
 
-`metrics.py` and `evaluate.py` write these files; everything that reads them goes through here. Stored probe
+`writer.py` writes these files; everything that reads them goes through here. Stored probe
 gradients have their reader beside their writer, in `gradients.py`.
 """
 

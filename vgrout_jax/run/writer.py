@@ -7,7 +7,7 @@ rollouts/step_000000.jsonl.gz every completion of a step with its prompt, reward
 rollouts/graded_...           its rewards and verdicts alone, from before the update that uses them until after it
 rollouts/eval_000000.jsonl.gz every completion of an evaluation
 tensorboard/                  every number of the two .jsonl files
-resume/                       what an interrupted run continues from (`resume.py`)
+resume/                       what an interrupted run continues from (`snapshots.py`)
 summary.json                  written at the end; its absence marks a run that did not finish
 """
 

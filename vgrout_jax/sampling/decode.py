@@ -1,8 +1,8 @@
-"""The sampler's programs: prefill, decoding up to a given token, and regrowing a cache. `model/sampler` runs them.
+"""The sampler's programs: prefill, decoding up to a given token, and regrowing a cache. `sampler` runs them.
 
-A prompt's cache exists once for all rows that continue it (`model/decode_attention`). Layers are scanned in the
+A prompt's cache exists once for all rows that continue it (`cache_attention`). Layers are scanned in the
 prefill and unrolled in the decode loop, over slices that are taken once a generation: sliced inside the loop, every
-weight would be copied for every token (`model/decode_layer`). A pass of the loop reads the token drawn last, at first
+weight would be copied for every token (`decode_layer`). A pass of the loop reads the token drawn last, at first
 the prompt's last one over again, so that one piece of program draws every token.
 
 Reference: docs/method.md sections 7, 8, 13 and 15.

@@ -1,7 +1,7 @@
 """One layer of the decode loop: its weights as they are read there, and a new token's way through it.
 
 Where weights are not split over devices, the maps of one input and their adapters stand side by side
-(`model/wide_maps`): 8 products a layer instead of 21. Else the layer is `qwen3.Block` with its own attention.
+(`fused_linear`): 8 products a layer instead of 21. Else the layer is `qwen3.Block` with its own attention.
 
 Reference: docs/method.md sections 2 and 3.
 """

@@ -35,7 +35,7 @@ class Generator:
     sources: int
     tokenizer: ChatTokenizer
     config: Config
-    one_policy: bool
+    one_policy: bool = False
 
     def complete(
         self,

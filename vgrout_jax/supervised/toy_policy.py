@@ -1,7 +1,7 @@
 """The toy world's base policy, trained from scratch.
 
 A small Qwen3 from scratch, on answers that are sometimes wrong and now and then exploit a flaw
-(`env/toy_answers.py`). The folder that it writes is a model like any other, `--config.model.path=DIR`; beside the
+(`env/toy/answers.py`). The folder that it writes is a model like any other, `--config.model.path=DIR`; beside the
 weights lie the settings that made them, what the policy does, and the SHA-256 of the weights (`pretrain.json`).
 """
 

@@ -1,8 +1,9 @@
 """How the rollouts of a batch are cut: groups into blocks that share what is read of their prompts, rows into chunks.
 
 A block holds K groups. Their prompts are read once; then the block's rollouts follow in chunks. On one NVIDIA GPU a
-chunk holds whichever rollouts of the block fill its positions best, laid end to end (`model/packing`). Elsewhere it
-holds R rows of each group, the short completions before the long, at the smallest of a few lengths that holds them.
+chunk holds whichever rollouts of the block fill its positions best, laid end to end (`model/packed_attention`).
+Elsewhere it holds R rows of each group, the short completions before the long, at the smallest of a few lengths that
+holds them.
 Groups that nobody needs come last, and what nobody needs is not run. Where prompts are too short to be worth sharing,
 a block is one chunk of rollouts of any groups, each of which reads its own prompt.
 """
