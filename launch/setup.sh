@@ -92,7 +92,7 @@ install_torch() {
     report=$("${pip[@]}" install --dry-run --report - "$@") || fail "$torch cannot be had from $origin"
     found=$(cuda_packages "$report")
     [[ -z $found ]] || fail "$torch from $origin would bring CUDA packages (${found%% *} and others); set" \
-        "TORCH_INDEX_URL to an index with builds for the CPU (README.md, section Tests) and run this again"
+        "TORCH_INDEX_URL to an index with builds for the CPU (docs/tests.md) and run this again"
     install torch "$torch" "$@"
 }
 

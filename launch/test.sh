@@ -6,7 +6,7 @@
 #     ./launch/test.sh tests/rl -k ratio            arguments go to pytest
 #
 # PyTorch is what numbers are compared with. Only a build for the CPU is ever installed: where the configured package
-# index would bring CUDA packages, the script stops and asks for TORCH_INDEX_URL (README.md, section Tests).
+# index would bring CUDA packages, the script stops and asks for TORCH_INDEX_URL (docs/tests.md).
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 "$root/launch/setup.sh" test

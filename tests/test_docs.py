@@ -18,7 +18,9 @@ from vgrout_jax.config import ARMS
 
 ROOT = Path(__file__).resolve().parents[1]
 HOWTO = ROOT / "docs" / "howto"
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+LOG = ROOT / "docs" / "log"  # dated records, which name files, commands and fields as they were called that day
+ALL_PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = [page for page in ALL_PAGES if page.parent != LOG or page.name == "README.md"]
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 FILE = re.compile(r"\b(?:vgrout_jax|configs|launch|docs|tests|benchmarks)/[\w/.]*\w\.(?:py|md|sh|jsonl?)\b")
 FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
@@ -124,7 +126,7 @@ def smoke(folder: Path, *flags: str, config: str = "configs/routeV.py:smoke") ->
     return run(arguments, folder, PYTHONPATH=str(folder))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
@@ -164,23 +166,76 @@ def check_sections(path: Path) -> None:
 
 
 def test_readme_s_tree_is_the_tree():
+    """Every folder of the package and of the repository is shown, with a word about it, and none that is not there."""
     [tree] = [block.text for block in blocks(ROOT / "README.md", "text") if block.text.startswith("vgrout_jax/")]
     shown, folders = set(), []
     for line in tree.splitlines():
         depth, name = (len(line) - len(line.lstrip())) // 2, line.split()[0]
-        folders = [*folders[:depth], name] if name.endswith("/") else folders[:depth]
-        path = "".join(folders) + ("" if name.endswith("/") else name)
-        assert (ROOT / path).exists(), f"README's tree shows {path}"
-        assert name.endswith("/") or len(line.split()) > 1, f"README's tree says nothing about {path}"
-        shown.add(path)
-    modules = {path for path in (ROOT / "vgrout_jax").rglob("*.py") if path.name != "__init__.py"}
-    others = [
-        *(ROOT / "configs").glob("*.py"),
-        *(ROOT / "launch").glob("*.sh"),
-        *(ROOT / "docs").glob("*.md"),
-    ]
-    missing = {str(path.relative_to(ROOT)) for path in (*modules, *others)} - shown
+        assert line == "vgrout_jax/" or len(line.split()) > 2, f"README's tree says nothing about {name}"
+        if name.endswith("/"):
+            folders = [*folders[:depth], name]
+            assert (ROOT / "".join(folders)).is_dir(), f"README's tree shows {''.join(folders)}"
+            shown.add("".join(folders))
+    packages = {path.parent for path in (ROOT / "vgrout_jax").glob("*/__init__.py")}
+    others = {ROOT / name for name in ("configs", "launch", "benchmarks", "docs", "tests")}
+    missing = {f"{path.relative_to(ROOT)}/" for path in packages | others} - shown
     assert not missing, f"README's tree lacks {sorted(missing)}"
+
+
+def test_pages_keep_their_length():
+    longest = {"README.md": 150, "docs/performance.md": 80}
+    for name, most in longest.items():
+        lines = len((ROOT / name).read_text(encoding="utf-8").splitlines())
+        assert lines <= most, f"{name} has {lines} lines of at most {most}: move what is history to docs/log/"
+
+
+def test_every_page_is_reached_from_the_readme():
+    reached, waiting = set(), {ROOT / "README.md"}
+    while waiting:
+        page = waiting.pop()
+        reached.add(page)
+        targets = re.findall(r"\]\(([^)\s#]+\.md)", FENCE.sub("", page.read_text(encoding="utf-8")))
+        waiting |= {(page.parent / target).resolve() for target in targets if "://" not in target} - reached
+    missing = set(ALL_PAGES) - reached
+    assert not missing, f"no page links to {sorted(str(page.relative_to(ROOT)) for page in missing)}"
+
+
+def test_the_run_that_readme_shows_has_today_s_table_and_is_one_run():
+    from vgrout_jax.run import terminal
+
+    shown = blocks(ROOT / "README.md", "text")[0].text.splitlines()
+    assert shown[:3] == [line.rstrip("\n") for line in terminal.heading()]
+    whole = blocks(ROOT / "docs" / "toy.md", "text")
+    [whole] = [block.text.splitlines() for block in whole if "As trained, 57%" in block.text]
+    assert set(shown) - {"..."} <= set(whole) and len([line for line in shown if line != "..."]) == 12
+    assert [line for line in whole if line in terminal.legend()] == terminal.legend()
+
+
+def test_the_log_lists_its_pages_and_they_begin_with_their_date():
+    index = (LOG / "README.md").read_text(encoding="utf-8")
+    pages = sorted(path for path in LOG.glob("*.md") if path.name != "README.md")
+    assert pages
+    for path in pages:
+        date = re.match(r"\d{4}-\d\d-\d\d", path.name)
+        assert date and path.read_text(encoding="utf-8").startswith(f"# {date[0]}: "), path.name
+        assert f"| {date[0]} | [" in index and f"]({path.name}) |" in index, f"docs/log/README.md lacks {path.name}"
+
+
+def test_the_picture_of_routing_is_what_its_script_draws(tmp_path):
+    folder = ROOT / "docs" / "figures"
+    shutil.copy(folder / "routing.py", tmp_path)
+    run([str(tmp_path / "routing.py")], tmp_path, PYTHONPATH=str(ROOT))
+    words = [re.findall(r"<text[^>]*>([^<]*)</text>", (at / "routing.svg").read_text()) for at in (folder, tmp_path)]
+    assert "Deployment" in words[0] and words[0] == words[1]
+
+
+def test_a_decision_has_four_lines():
+    text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
+    entries = [entry.splitlines() for entry in text.split("\n\n") if entry.startswith(("**", "* "))]
+    assert len(entries) > 40
+    starts = ("**", "* Instead of: ", "* Because: ", "* Costs: ")
+    for entry in entries:
+        assert len(entry) == 4 and all(map(str.startswith, entry, starts)), "\n".join(entry)
 
 
 def test_every_command_is_one():
@@ -380,6 +435,6 @@ def test_nothing_published_names_this_machine():
         ROOT / "pyproject.toml",
         *ROOT.glob("*.lock"),
     ]
-    for path in (*PAGES, *scripts):
+    for path in (*ALL_PAGES, *scripts):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"/(?:work|root|home)/|file://|index-url http|find-links", text), path.name
