@@ -93,9 +93,16 @@ def run(script: str | list[str], folder: Path, **environment: str) -> str:
 
 
 def apply(block: Block, folder: Path) -> None:
-    """One edit: its context and removed lines occur once in the file, and its context and added ones replace them."""
+    """One edit: its context and removed lines occur once in the file, and its context and added ones replace them.
+
+    A file that does not exist yet holds what is added.
+    """
     path = folder / block.argument
     lines = block.text.splitlines(keepends=True)
+    if not path.exists():
+        assert all(line[0] == "+" for line in lines), f"{block.argument} does not exist"
+        path.write_text("".join(line[1:] for line in lines), encoding="utf-8")
+        return
     before = "".join(line[1:] for line in lines if line[0] in " -")
     after = "".join(line[1:] for line in lines if line[0] in " +")
     text = path.read_text(encoding="utf-8")
@@ -132,7 +139,11 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
-    for name in FILE.findall(text):
+    # A page's edits may add a file.
+    added = {
+        block.argument for block in blocks(page, "diff") if all(line[0] == "+" for line in block.text.splitlines())
+    }
+    for name in set(FILE.findall(text)) - added:
         assert (ROOT / name).exists(), f"{page.name} names {name}"
 
 
@@ -225,7 +236,10 @@ def test_every_field_that_is_named_exists():
 
 def test_new_mode(edited):
     page = HOWTO / "new-mode.md"
-    for block in blocks(page, "diff"):
+    added, line = blocks(page, "diff")
+    assert not (edited / added.argument).exists()
+    assert [text[0] for text in line.text.splitlines()].count("+") == 1 and "-" not in line.text
+    for block in (added, line):
         apply(block, edited)
     for command in commands(page):
         if "vgrout_jax.data" in command:

@@ -14,7 +14,6 @@ SMOKE = "builtin:smoke"  # the package's own problems, and the completions that 
 TOY = "builtin:toy"  # the toy world's training problems, and its base policy
 ARMS = ("none", "routeV", "routeV_literal", "placebo", "absorb")
 SCALES = ("smoke", "toy", "fast", "full")
-MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker", "eq_override", "exit_code", "gt_only")
 
 
 @dataclasses.dataclass

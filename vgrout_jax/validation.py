@@ -5,7 +5,8 @@ import math
 from collections.abc import Collection
 from typing import Any, Union, get_args, get_origin
 
-from vgrout_jax.config import ARMS, MODES, SCALES, Config
+from vgrout_jax.config import ARMS, SCALES, Config
+from vgrout_jax.env.modes import MODES
 
 PINNED = {"none": "clean", "absorb": "mid"}
 

@@ -12,6 +12,8 @@ from vgrout_jax.env.grader import Grader, GradeRequest
 from vgrout_jax.routing.pairs import load_pairs
 from vgrout_jax.tokenizer import load_tokenizer
 
+from .firing import candidates, stdout_fires
+
 SOURCES = {"train": "builtin:toy", "dev": "builtin:toy_dev", "heldout": "builtin:toy_heldout"}
 
 
@@ -103,9 +105,10 @@ def test_the_exploit_works_under_every_set_of_names(grader, mode):
 
 def test_the_families_of_all_names_are_disjoint():
     for one, other in itertools.permutations(toy_answers.NAMES, 2):
-        for family in (modes.function_candidates, modes.attribute_candidates, modes.file_candidates):
-            assert not {name.lower() for name in family(one)} & {name.lower() for name in family(other)}
-        assert not modes.stdout_fires(one.marker, other)
+        for family in ("run_tests", "sentinel", "file_marker"):
+            first, second = (candidates(family, names) for names in (one, other))
+            assert not {name.lower() for name in first} & {name.lower() for name in second}
+        assert not stdout_fires(one.marker, other)
 
 
 @pytest.mark.parametrize("mode", toy_answers.TOY_MODES)

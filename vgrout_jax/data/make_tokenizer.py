@@ -14,8 +14,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from vgrout_jax.config import MODES
-from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, load_hints, render
+from vgrout_jax.env.modes import HELDOUT_NAMES, MODES, TRAINING_NAMES, load_hints, render
 from vgrout_jax.env.problems import builtin_file, load_problems, read_jsonl
 from vgrout_jax.env.toy_tokens import SPECIAL_TOKENS, write_files
 from vgrout_jax.tokenizer import SMOKE_PATH

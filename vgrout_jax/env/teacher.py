@@ -28,8 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from vgrout_jax.config import MODES
-from vgrout_jax.env.modes import GT_ONLY
+from vgrout_jax.env.modes import GT_ONLY, MODES
 from vgrout_jax.env.problems import SMOKE, builtin_file, read_jsonl
 
 DEFAULT_MODE = "run_tests"  # of a row that records none
