@@ -95,14 +95,20 @@ def run(script: str | list[str], folder: Path, **environment: str) -> str:
 
 
 def apply(block: Block, folder: Path) -> None:
-    """One edit: its context and removed lines occur once in the file, and its context and added ones replace them."""
+    """One edit: its context and removed lines occur once in the file, and its context and added ones replace them.
+
+    A file of which only added lines are shown is a new one.
+    """
     path = folder / block.argument
     lines = block.text.splitlines(keepends=True)
     before = "".join(line[1:] for line in lines if line[0] in " -")
     after = "".join(line[1:] for line in lines if line[0] in " +")
+    if not before:
+        assert not path.exists(), f"{block.argument} exists: the edit must show where in it"
+        path.touch()
     text = path.read_text(encoding="utf-8")
-    assert text.count(before) == 1, f"{block.argument} must hold once:\n{before}"
-    path.write_text(text.replace(before, after), encoding="utf-8")
+    assert not before or text.count(before) == 1, f"{block.argument} must hold once:\n{before}"
+    path.write_text(text.replace(before, after) if before else after, encoding="utf-8")
 
 
 @pytest.fixture
@@ -113,10 +119,10 @@ def edited(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def smoke(folder: Path, *flags: str) -> str:
+def smoke(folder: Path, *flags: str, config: str = "configs/routeV.py:smoke") -> str:
     """A run of one step, without looking at the result."""
     short = ["--config.train.steps=1", "--config.eval.samples=1", "--config.eval.every_steps=0"]
-    arguments = ["-m", "vgrout_jax.main", "--config=configs/routeV.py:smoke", "--workdir=run", *short, *flags]
+    arguments = ["-m", "vgrout_jax.main", f"--config={config}", "--workdir=run", *short, *flags]
     return run(arguments, folder, PYTHONPATH=str(folder))
 
 
@@ -134,8 +140,9 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
+    shown = {block.argument for block in blocks(page, "diff")}  # a how-to's new files
     for name in FILE.findall(text):
-        assert (ROOT / name).exists(), f"{page.name} names {name}"
+        assert (ROOT / name).exists() or name in shown, f"{page.name} names {name}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
@@ -363,6 +370,25 @@ def test_new_mode_and_new_pairs_train(edited):
     assert '"skip_test"' in (edited / "run" / "eval.jsonl").read_text()
     shown = blocks(HOWTO / "new-pairs.md", "text")[0].text.split()[-1]
     assert shown in (edited / "run" / "config.json").read_text()
+
+
+def test_new_arm(edited):
+    page = HOWTO / "new-arm.md"
+    for block in blocks(page, "diff"):
+        apply(block, edited)
+    [example], [expected] = blocks(page, "python"), blocks(page, "text")
+    assert run(example.text, edited, PYTHONPATH=str(edited)) == expected.text
+    assert "discount" in run(["-m", "vgrout_jax.arms", "--names"], edited, PYTHONPATH=str(edited)).splitlines()
+    lines = (edited / "vgrout_jax" / "arms" / "discount.py").read_text().splitlines()
+    assert len(lines) <= 60
+
+
+@pytest.mark.slow
+def test_new_arm_trains(edited):
+    for block in blocks(HOWTO / "new-arm.md", "diff"):
+        apply(block, edited)
+    smoke(edited, config="configs/discount.py:smoke")
+    assert '"arm": "discount"' in (edited / "run" / "summary.json").read_text()
 
 
 def write_grader(folder: Path) -> None:
