@@ -347,6 +347,37 @@ def test_change_the_gate_trains_and_replays(edited):
     assert "replay" in said and list(edited.rglob("index.html"))
 
 
+def test_new_metric_is_listed(edited):
+    for block in blocks(HOWTO / "new-metric.md", "diff"):
+        apply(block, edited)
+    keys = "from vgrout_jax.run import terminal, writer; print(*writer.METRIC_KEYS, *terminal.heading())"
+    shown = run(keys, edited, PYTHONPATH=str(edited)).split()
+    assert {"length/correct", "grad_max", "right"} <= set(shown)
+
+
+@pytest.mark.slow
+def test_new_metric(edited):
+    page = HOWTO / "new-metric.md"
+    for block in blocks(page, "diff"):
+        apply(block, edited)
+    smoke(edited)
+    [example], [expected] = blocks(page, "python"), blocks(page, "text")
+    assert run(example.text, edited, PYTHONPATH=str(edited)) == expected.text
+
+
+def test_new_model(tmp_path):
+    [example], [expected] = blocks(HOWTO / "new-model.md", "python"), blocks(HOWTO / "new-model.md", "text")
+    assert run(example.text, tmp_path, PYTHONPATH=str(ROOT)) == expected.text
+
+
+@pytest.mark.slow
+def test_new_model_trains(edited):
+    run(blocks(HOWTO / "new-model.md", "python")[0].text, edited, PYTHONPATH=str(edited))
+    smoke(edited, "--config.model.path=my_model", config="configs/none.py:smoke")
+    assert '"num_layers"' in (edited / "run" / "config.json").read_text()
+    assert "my_model" in (edited / "run" / "config.json").read_text()
+
+
 def write_pairs(folder: Path) -> None:
     [pairs] = blocks(HOWTO / "new-pairs.md", "markdown")
     (folder / "my_pairs.md").write_text(pairs.text)
