@@ -166,7 +166,7 @@ def check_sections(path: Path) -> None:
 
 
 def test_readme_s_tree_is_the_tree():
-    """Every folder of the package and of the repository is shown, with a word about it, and none that is not there."""
+    """Every folder of the package and of the repository is shown, with a word about it; none that is not there is."""
     [tree] = [block.text for block in blocks(ROOT / "README.md", "text") if block.text.startswith("vgrout_jax/")]
     shown, folders = set(), []
     for line in tree.splitlines():
@@ -376,6 +376,15 @@ def test_new_model_trains(edited):
     smoke(edited, "--config.model.path=my_model", config="configs/none.py:smoke")
     assert '"num_layers"' in (edited / "run" / "config.json").read_text()
     assert "my_model" in (edited / "run" / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_read_the_code(tmp_path):
+    page = HOWTO / "read-the-code.md"
+    [example] = [block for block in blocks(page, "python") if not block.argument]
+    [expected] = blocks(page, "text")
+    (tmp_path / "example.py").write_text(example.text)
+    assert run(["example.py"], tmp_path, PYTHONPATH=str(ROOT)) == expected.text
 
 
 def write_pairs(folder: Path) -> None:
