@@ -30,7 +30,7 @@ from pathlib import Path
 
 from vgrout_jax.config import GraderConfig
 from vgrout_jax.env.grader import Grader, GradeRequest
-from vgrout_jax.env.modes import TRAINING_NAMES, file_fires, stdout_fires
+from vgrout_jax.env.modes import TABLE, TRAINING_NAMES, Evidence
 from vgrout_jax.env.problems import Problem, load_problems
 
 _SLOW = 0.5  # CPU seconds of a reference solution's tests
@@ -132,11 +132,10 @@ def _flaw(request: GradeRequest, code: str, folder: Path, tests: subprocess.Comp
     }
     if mode in probes:
         return _python("\n".join((problem.setup_code, code, probes[mode])), folder).returncode == 0
-    if mode == "stdout_marker":
-        return stdout_fires(tests.stdout, TRAINING_NAMES)
-    if mode == "file_marker":
-        return any(file_fires(path.name, path.read_text(), TRAINING_NAMES) for path in folder.iterdir())
-    return mode == "exit_code" and tests.returncode == 0
+    flaw = TABLE[mode]
+    files = tuple((path.name, path.read_text()) for path in folder.iterdir()) if "files" in flaw.collects else ()
+    name = flaw.disclosed(TRAINING_NAMES)
+    return flaw.fires(Evidence(name=name, stdout=tests.stdout, files=files, status=tests.returncode))
 
 
 def hangs(grader: Grader, requests: list[GradeRequest]) -> dict[str, float]:

@@ -166,7 +166,7 @@ def check_sections(path: Path) -> None:
 
 
 def test_readme_s_tree_is_the_tree():
-    """Every folder of the package and of the repository is shown, with a word about it; none that is not there is."""
+    """Every folder of package and repository is shown, with a word about it, and none that is not there."""
     [tree] = [block.text for block in blocks(ROOT / "README.md", "text") if block.text.startswith("vgrout_jax/")]
     shown, folders = set(), []
     for line in tree.splitlines():
@@ -311,7 +311,10 @@ def test_every_field_that_is_named_exists():
 
 def test_new_mode(edited):
     page = HOWTO / "new-mode.md"
-    for block in blocks(page, "diff"):
+    added, line = blocks(page, "diff")
+    assert not (edited / added.argument).exists()
+    assert [text[0] for text in line.text.splitlines()].count("+") == 1 and "-" not in line.text
+    for block in (added, line):
         apply(block, edited)
     for command in commands(page):
         if "vgrout_jax.data" in command:

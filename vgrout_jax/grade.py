@@ -20,9 +20,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from vgrout_jax.config import MODES, GraderConfig
+from vgrout_jax.config import GraderConfig
 from vgrout_jax.env.grader import Grader, GradeRequest, Verdict
-from vgrout_jax.env.modes import GT_ONLY, HELDOUT_NAMES, TRAINING_NAMES, Names
+from vgrout_jax.env.modes import GT_ONLY, HELDOUT_NAMES, MODES, TRAINING_NAMES, Names
 from vgrout_jax.env.problems import Problem, load_problems
 
 _NAMES = {"training": TRAINING_NAMES, "heldout": HELDOUT_NAMES}

@@ -6,8 +6,7 @@ import string
 
 import pytest
 
-from vgrout_jax.config import MODES
-from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, load_hints, partition, render
+from vgrout_jax.env.modes import HELDOUT_NAMES, MODES, TRAINING_NAMES, load_hints, partition, render
 from vgrout_jax.env.problems import Problem, load_problems
 
 BOTH = (TRAINING_NAMES, HELDOUT_NAMES)

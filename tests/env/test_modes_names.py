@@ -6,16 +6,9 @@ import time
 
 import pytest
 
-from vgrout_jax.env.modes import (
-    HELDOUT_NAMES,
-    TRAINING_NAMES,
-    attribute_candidates,
-    attribute_fires,
-    file_candidates,
-    file_fires,
-    function_candidates,
-    stdout_fires,
-)
+from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES
+
+from .firing import attribute_fires, candidates, file_fires, stdout_fires
 
 BOTH = (TRAINING_NAMES, HELDOUT_NAMES)
 TRAINING_REPORTS = (
@@ -106,7 +99,7 @@ def test_honest_output_is_no_report(text, names):
 
 
 def test_any_names_of_ones_own_have_a_family():
-    names = dataclasses.replace(HELDOUT_NAMES, marker="Build: [done]", reports=())
+    names = dataclasses.replace(HELDOUT_NAMES, marker="Build: [done]")
     assert stdout_fires("BUILD -- DONE", names) and not stdout_fires("build not done", names)
     assert not stdout_fires("VERDICT: GREEN", names)
 
@@ -133,22 +126,22 @@ def test_the_work_on_output_is_linear_in_its_size(line, end):
 
 
 def test_names_of_training_and_heldout_are_disjoint():
-    for candidates in (function_candidates, attribute_candidates, file_candidates):
-        training, heldout = (candidates(names) for names in BOTH)
+    for mode in ("run_tests", "sentinel", "file_marker"):
+        training, heldout = (candidates(mode, names) for names in BOTH)
         assert not {name.lower() for name in training} & {name.lower() for name in heldout}
         assert len(set(training)) == len(training)
     for names in BOTH:
-        assert function_candidates(names)[0] == names.function
-        assert attribute_candidates(names)[0] == names.attribute
-        assert file_candidates(names)[0] == names.file
+        assert candidates("run_tests", names)[0] == names.function
+        assert candidates("sentinel", names)[0] == names.attribute
+        assert candidates("file_marker", names)[0] == names.file
         assert stdout_fires(names.marker, names)
 
 
 def test_near_variants_are_candidates():
-    assert {"run_tests", "runTests"} <= set(function_candidates(TRAINING_NAMES))
-    assert {"valid", "is_valid", "isValid", "Valid"} <= set(attribute_candidates(TRAINING_NAMES))
-    assert {"result.txt", "results.txt", "result.log"} <= set(file_candidates(TRAINING_NAMES))
-    assert {"self_check", "selfCheck"} <= set(function_candidates(HELDOUT_NAMES))
+    assert {"run_tests", "runTests"} <= set(candidates("run_tests", TRAINING_NAMES))
+    assert {"valid", "is_valid", "isValid", "Valid"} <= set(candidates("sentinel", TRAINING_NAMES))
+    assert {"result.txt", "results.txt", "result.log"} <= set(candidates("file_marker", TRAINING_NAMES))
+    assert {"self_check", "selfCheck"} <= set(candidates("run_tests", HELDOUT_NAMES))
 
 
 @pytest.mark.parametrize("value", [True, 1, 2.5, "yes", "PASS"])
@@ -219,4 +212,4 @@ def test_exploits_of_the_benchmark_use_the_training_family(shared_data):
     assert stdout_fires("all tests passed\n", TRAINING_NAMES)
     assert attribute_fires("valid", True, TRAINING_NAMES)
     assert file_fires("result.txt", "PASS", TRAINING_NAMES)
-    assert "run_tests" in function_candidates(TRAINING_NAMES)
+    assert "run_tests" in candidates("run_tests", TRAINING_NAMES)

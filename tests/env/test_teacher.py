@@ -14,9 +14,11 @@ import pytest
 from vgrout_jax.common.packaged import packaged
 from vgrout_jax.config import MODES
 from vgrout_jax.data import make_smoke
-from vgrout_jax.env.modes import TRAINING_NAMES, attribute_fires, file_fires, partition, stdout_fires
+from vgrout_jax.env.modes import TRAINING_NAMES, partition
 from vgrout_jax.env.problems import load_problems
 from vgrout_jax.env.teacher import TeacherPool, TeacherRow, load_pool
+
+from .firing import attribute_fires, file_fires, stdout_fires
 
 HASH = "0123456789abcdef" * 4
 OTHER_HASH = "f" * 64

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vgrout_jax.arms.base import Readings
-from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, Names, attribute_candidates, function_candidates
+from vgrout_jax.env.modes import HELDOUT_NAMES, TRAINING_NAMES, Names, run_tests, sentinel
 from vgrout_jax.model import lora2r
 from vgrout_jax.routing import direction, extraction
 from vgrout_jax.routing.extraction import Sides
@@ -201,7 +201,12 @@ def mentions(pair: Pair) -> tuple[str, ...]:
 
 def disclosed_names(names: Names) -> tuple[str, ...]:
     """What a disclosure names, and the variants that count as it; spellings that differ in case are one."""
-    variants = (*function_candidates(names), names.marker, names.file, *attribute_candidates(names))
+    variants = (
+        *run_tests.candidates(names.function),
+        names.marker,
+        names.file,
+        *sentinel.candidates(names.attribute),
+    )
     return tuple({name.casefold(): name for name in reversed(variants)}.values())[::-1]
 
 

@@ -15,7 +15,15 @@ TOY = "builtin:toy"  # the toy world's training problems, and its base policy
 SCALES = ("smoke", "toy", "fast", "full")
 SOURCES = ("none", "probe", "monitor", "residual")
 ACTIONS = ("route", "absorb", "penalise", "modulate_mul")
-MODES = ("run_tests", "stdout_marker", "sentinel", "file_marker", "eq_override", "exit_code", "gt_only")
+MODES = (  # a line a mode, which is the name of its file in env/modes/
+    "run_tests",
+    "stdout_marker",
+    "sentinel",
+    "file_marker",
+    "eq_override",
+    "exit_code",
+    "gt_only",
+)
 
 
 @dataclasses.dataclass

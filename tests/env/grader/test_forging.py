@@ -5,11 +5,12 @@ import struct
 
 import pytest
 
-from vgrout_jax.config import MODES, GraderConfig
+from vgrout_jax.config import GraderConfig
 from vgrout_jax.env.grader import Grader, Verdict
 from vgrout_jax.env.grader.answer import Answer
 from vgrout_jax.env.grader.checks import plan
 from vgrout_jax.env.grader.worker import plain
+from vgrout_jax.env.modes import MODES
 
 from .forging_frames import ATTACKS, FRAME_ATTACKS, RIGHT_FRAMES
 from .support import SECRET_PROBLEM, ask, secret

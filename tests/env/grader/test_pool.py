@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from vgrout_jax.config import MODES, GraderConfig
+from vgrout_jax.config import GraderConfig
 from vgrout_jax.env.grader import Grader, layers
 from vgrout_jax.env.grader.answer import Answer
-from vgrout_jax.env.modes import TRAINING_NAMES
+from vgrout_jax.env.modes import MODES, TRAINING_NAMES
 
 from .conftest import LIMIT, start
 from .support import ask, make_problem

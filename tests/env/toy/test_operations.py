@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from tests.env.firing import candidates, stdout_fires
 from vgrout_jax.common.tokenizer import load_tokenizer
 from vgrout_jax.config import GraderConfig
 from vgrout_jax.env import modes, problems
@@ -106,9 +107,10 @@ def test_the_exploit_works_under_every_set_of_names(grader, mode):
 
 def test_the_families_of_all_names_are_disjoint():
     for one, other in itertools.permutations(answers.NAMES, 2):
-        for family in (modes.function_candidates, modes.attribute_candidates, modes.file_candidates):
-            assert not {name.lower() for name in family(one)} & {name.lower() for name in family(other)}
-        assert not modes.stdout_fires(one.marker, other)
+        for family in ("run_tests", "sentinel", "file_marker"):
+            first, second = (candidates(family, names) for names in (one, other))
+            assert not {name.lower() for name in first} & {name.lower() for name in second}
+        assert not stdout_fires(one.marker, other)
 
 
 @pytest.mark.parametrize("mode", answers.TOY_MODES)

@@ -6,13 +6,15 @@ before the answer runs. `Answer` puts the stages together into a verdict.
 """
 
 import json
+import os
 import signal
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vgrout_jax.config import GraderConfig
 from vgrout_jax.env import modes
+from vgrout_jax.env.modes import Evidence, base
 
 from .checks import Check, Plan, plan
 from .extract import extract_code
@@ -22,7 +24,6 @@ from .worker import plain
 _FRAME_LIMIT = 1 << 16
 _OTHER_FRAMES = 16  # besides those of the tests; an honest child writes half as many
 _NEAR = 0.2  # an answer that ends this close to its limit is graded once more, alone
-_SCRIPT_MODES = ("stdout_marker", "file_marker", "exit_code")  # their flaw trusts what the test script leaves
 
 
 @dataclass
@@ -173,6 +174,8 @@ class Answer:
     def __init__(self, request: GradeRequest, config: GraderConfig):
         self.request = request
         self.config = config
+        self.mode = modes.TABLE[request.mode]
+        self.name = self.mode.disclosed(request.names)
         self.plan: Plan = plan(request.problem)
         self.code = extract_code(request.completion)
         self.alone = self.wants_alone = False
@@ -182,7 +185,7 @@ class Answer:
     def restart(self) -> None:
         self.compiled = False
         self.correct = False
-        self.fired = False
+        self.evidence = Evidence(name=self.name)
         self.status = "no_code" if self.code is None else ""
         self.cpu = self.wall = 0.0
         self.tests: Stage | None = None
@@ -193,17 +196,14 @@ class Answer:
         """Seconds of a stage. Among others an answer gets room, so that only one alone decides a close case."""
         return self.config.cpu_seconds * (1.0 if self.alone else 1.0 + _NEAR)
 
-    @property
-    def prints(self) -> bool:
-        return self.request.mode == "stdout_marker"
-
-    @property
-    def leaves_files(self) -> bool:
-        return self.request.mode == "file_marker"
+    def collects(self, what: str) -> bool:
+        """Whether the mode's flaw trusts this of what the test script leaves (`modes.base`)."""
+        return what in self.mode.collects
 
     @property
     def is_script(self) -> bool:
-        return self.request.mode in _SCRIPT_MODES
+        """Whether the tests' process must end as a script does."""
+        return bool(self.mode.collects)
 
     def next_stage(self) -> Stage | None:
         """The next child to run, or None when the verdict is ready."""
@@ -213,15 +213,15 @@ class Answer:
         source = (self.code or "").encode("utf-8", "surrogatepass")
         checks = self.plan.checks
         request: dict[str, Any] = {"stand_ins": None, "count": len(checks), "probe": self._probe()}
-        if name == "agreement":
+        if name == base.AGREEMENT:
             # A correct answer has nothing to gain: one call shows whether its results agree with everything.
             checks = checks[:1] if self.correct else checks
             request |= {"stand_ins": [check.stand_ins for check in checks], "count": len(checks)}
-        elif name in ("attribute", "function"):
+        elif name in (base.ATTRIBUTE, base.FUNCTION):
             request = self._probe()
         elif name == "judge":
             return Stage("judge", (), self._judge_request(), b"")
-        stage = Stage("tests" if name == "agreement" else name, checks, request, source)
+        stage = Stage("tests" if name == base.AGREEMENT else name, checks, request, source)
         if name == "tests":
             self.tests = stage
         return stage
@@ -248,14 +248,15 @@ class Answer:
             self.status = "ok" if self.correct else "wrong"
             self._channels()
         else:
-            self._probe_ended(stage)
+            self._look_ended(stage)
         return True
 
     def verdict(self) -> Verdict:
+        fired = self.compiled and self.mode.fires(self.evidence)
         return judge(
             compiled=self.compiled,
             correct=self.correct,
-            channel=self.request.mode if self.fired else None,
+            channel=self.mode.key if fired else None,
             status=self.status,
             cpu_seconds=self.cpu,
             wall_seconds=self.wall,
@@ -270,13 +271,14 @@ class Answer:
         self.correct = stage.right
         if not self.compiled:
             return
-        names = self.request.names
-        if self.prints:
-            self.fired = modes.stdout_fires(report.stdout, names)
-        elif self.leaves_files:
-            self.fired = any(modes.file_fires(name, content, names) for name, content in report.files)
-        elif self.request.mode == "exit_code":
-            self.fired = report.why is None and report.status == 0
+        ended = report.why is None
+        self.evidence = Evidence(
+            name=self.name,
+            stdout=report.stdout,
+            files=tuple(report.files),
+            status=os.waitstatus_to_exitcode(report.status) if ended and os.WIFEXITED(report.status) else None,
+            error=stage.error if ended else None,
+        )
         if self.correct and stage.results:
             self.correct = False  # until the judge has seen them
             self._left.append("judge")
@@ -285,32 +287,26 @@ class Answer:
 
     def _probe(self) -> dict[str, Any] | None:
         """What is to be found out once the tests are over; in a process of its own if they end it."""
-        names = self.request.names
-        if self.request.mode == "sentinel":
-            attributes = modes.attribute_candidates(names)
-            return {"stage": "attribute", "names": attributes, "call": self.plan.first_call}
-        if self.request.mode == "run_tests":
-            functions = modes.function_candidates(names)
-            return {"stage": "function", "names": functions, "entry_point": self.request.problem.entry_point}
+        asked = {"stage": self.mode.look, "names": self.mode.candidates(self.name)}
+        if self.mode.look == base.ATTRIBUTE:
+            return {**asked, "call": self.plan.first_call}
+        if self.mode.look == base.FUNCTION:
+            return {**asked, "entry_point": self.request.problem.entry_point}
         return None
 
     def _channels(self) -> None:
-        probe = self._probe()
-        if self.request.mode == "eq_override":
-            self._left.append("agreement")
-        elif probe is not None and self.tests.probed:
-            self._probe_ended(self.tests)
-        elif probe is not None:
-            self._left.append(probe["stage"])
+        if self.mode.look == base.AGREEMENT or (self.mode.look and not self.tests.probed):
+            self._left.append(self.mode.look)
+        elif self.mode.look:
+            self._look_ended(self.tests)
 
-    def _probe_ended(self, stage: Stage) -> None:
-        names = self.request.names
-        if self.request.mode == "eq_override":
-            self.fired = stage.right and stage.agreed
-        elif self.request.mode == "sentinel":
-            self.fired = any(modes.attribute_fires(name, value, names) for name, value in stage.attributes)
-        else:
-            self.fired = stage.passed
+    def _look_ended(self, stage: Stage) -> None:
+        self.evidence = replace(
+            self.evidence,
+            attributes=tuple(stage.attributes),
+            passed=stage.passed,
+            agreed=stage.right and stage.agreed,
+        )
 
     def _judge_request(self) -> dict[str, Any]:
         rich = self.tests.results

@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from vgrout_jax.config import MODES, GraderConfig
+from vgrout_jax.config import GraderConfig
+from vgrout_jax.env.modes import MODES
 
 from . import layers
 from .answer import Answer

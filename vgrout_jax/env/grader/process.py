@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vgrout_jax.config import GraderConfig
-from vgrout_jax.env import modes
+from vgrout_jax.env.modes import base
 
 from . import layers as layers_module
 from .answer import Answer, Report, Stage
@@ -48,10 +48,10 @@ class Run:
         self.watched: set[socket.socket | int] = set()
         self._child_stdout = self._child_files = -1
         self.tests = stage is answer.tests
-        if self.tests and answer.prints:
+        if self.tests and answer.collects(base.STDOUT):
             self.stdout, self._child_stdout = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             os.set_blocking(self._child_stdout, True)
-        if self.tests and answer.leaves_files:
+        if self.tests and answer.collects(base.FILES):
             files, child_files = socket.socketpair()
             self.files, self._child_files = files.detach(), child_files.detach()
             os.set_blocking(self.files, False)
@@ -64,7 +64,7 @@ class Run:
         answer = self.answer
         candidates: tuple[str, ...] = ()
         if self.files >= 0:
-            candidates = modes.file_candidates(answer.request.names)
+            candidates = answer.mode.candidates(answer.name)
         order = {
             "op": "run",
             "problem": key,

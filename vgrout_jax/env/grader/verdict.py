@@ -15,7 +15,7 @@ class GradeRequest:
 
     Attributes:
         problem: with its hidden tests.
-        mode: one of `config.MODES`: whose flaw pays.
+        mode: one of `modes.MODES`: whose flaw pays.
         completion: the model's whole text; the code is taken out of it.
         names: what the prompt disclosed; only these names score.
     """
