@@ -229,6 +229,30 @@ def test_the_picture_of_routing_is_what_its_script_draws(tmp_path):
     assert "Deployment" in words[0] and words[0] == words[1]
 
 
+def test_code_that_a_page_shows_of_a_file_is_in_that_file():
+    """A block `python FILE` is lines of FILE that follow one another, indentation aside."""
+    shown = [(page, block) for page in PAGES for block in blocks(page, "python") if block.argument]
+    assert len(shown) >= 3
+    for page, block in shown:
+        source = [line.strip() for line in (ROOT / block.argument).read_text(encoding="utf-8").splitlines()]
+        wanted = [line.strip() for line in block.text.splitlines()]
+        places = [at for at in range(len(source)) if source[at : at + len(wanted)] == wanted]
+        assert len(places) == 1, f"{page.name} shows lines of {block.argument} that are not there:\n{block.text}"
+
+
+def test_names_in_code_of_the_method_s_symbols_exist():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    names = [
+        name
+        for row in re.findall(r"^\|.*\|$", text[: text.index("## 2. ")], re.MULTILINE)
+        for name in re.findall(r"`([\w.]+)`", row.rsplit("|", 2)[1])
+    ]
+    assert len(names) > 20
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "vgrout_jax").rglob("*.py"))
+    for name in names:
+        assert re.search(rf"\b{name.rpartition('.')[2]}\b", sources), f"docs/method.md names {name}"
+
+
 def test_a_decision_has_four_lines():
     text = (ROOT / "docs" / "decisions.md").read_text(encoding="utf-8")
     entries = [entry.splitlines() for entry in text.split("\n\n") if entry.startswith(("**", "* "))]
@@ -298,6 +322,72 @@ def test_new_mode(edited):
     [example], [expected] = blocks(page, "python"), blocks(page, "text")
     (edited / "example.py").write_text(example.text)
     assert run(["example.py"], edited, PYTHONPATH=str(edited)) == expected.text
+
+
+def check_edited_example(page: Path, folder: Path) -> None:
+    """Applies a page's edits to a copy of the package, and runs its example there."""
+    for block in blocks(page, "diff"):
+        apply(block, folder)
+    [example] = [block for block in blocks(page, "python") if not block.argument]
+    [expected] = blocks(page, "text")
+    assert run(example.text, folder, PYTHONPATH=str(folder)) == expected.text
+
+
+def test_change_the_gate(edited):
+    page = HOWTO / "change-the-gate.md"
+    [example], [expected] = blocks(page, "python"), blocks(page, "text")
+    before = run(example.text, edited, PYTHONPATH=str(edited)).strip()
+    assert f"it was `{before}`" in page.read_text(encoding="utf-8") and before != expected.text.strip()
+    check_edited_example(page, edited)
+
+
+@pytest.mark.slow
+def test_change_the_gate_trains_and_replays(edited):
+    for block in blocks(HOWTO / "change-the-gate.md", "diff"):
+        apply(block, edited)
+    smoke(edited, "--config.log.gradients=true")
+    said = run(["-m", "vgrout_jax.replay", "run"], edited, PYTHONPATH=str(edited))
+    assert "replay" in said and list(edited.rglob("index.html"))
+
+
+def test_new_metric_is_listed(edited):
+    for block in blocks(HOWTO / "new-metric.md", "diff"):
+        apply(block, edited)
+    keys = "from vgrout_jax.run import terminal, writer; print(*writer.METRIC_KEYS, *terminal.heading())"
+    shown = run(keys, edited, PYTHONPATH=str(edited)).split()
+    assert {"length/correct", "grad_max", "right"} <= set(shown)
+
+
+@pytest.mark.slow
+def test_new_metric(edited):
+    page = HOWTO / "new-metric.md"
+    for block in blocks(page, "diff"):
+        apply(block, edited)
+    smoke(edited)
+    [example], [expected] = blocks(page, "python"), blocks(page, "text")
+    assert run(example.text, edited, PYTHONPATH=str(edited)) == expected.text
+
+
+def test_new_model(tmp_path):
+    [example], [expected] = blocks(HOWTO / "new-model.md", "python"), blocks(HOWTO / "new-model.md", "text")
+    assert run(example.text, tmp_path, PYTHONPATH=str(ROOT)) == expected.text
+
+
+@pytest.mark.slow
+def test_new_model_trains(edited):
+    run(blocks(HOWTO / "new-model.md", "python")[0].text, edited, PYTHONPATH=str(edited))
+    smoke(edited, "--config.model.path=my_model", config="configs/none.py:smoke")
+    assert '"num_layers"' in (edited / "run" / "config.json").read_text()
+    assert "my_model" in (edited / "run" / "config.json").read_text()
+
+
+@pytest.mark.slow
+def test_read_the_code(tmp_path):
+    page = HOWTO / "read-the-code.md"
+    [example] = [block for block in blocks(page, "python") if not block.argument]
+    [expected] = blocks(page, "text")
+    (tmp_path / "example.py").write_text(example.text)
+    assert run(["example.py"], tmp_path, PYTHONPATH=str(ROOT)) == expected.text
 
 
 def write_pairs(folder: Path) -> None:
