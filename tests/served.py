@@ -14,6 +14,7 @@ from vgrout_jax import export
 from vgrout_jax.common.tokenizer import SMOKE_PATH, load_tokenizer
 from vgrout_jax.config import Config
 from vgrout_jax.config.scales import make_config
+from vgrout_jax.config.validation import validate
 from vgrout_jax.evaluation.rates import POLICIES, Evaluation, Sample, rate_table
 from vgrout_jax.model import head, lora2r, padding, qwen3
 from vgrout_jax.run.build import load_base, model_config
@@ -34,7 +35,7 @@ def smoke(**sections: dict) -> Config:
         for name, value in fields.items():
             setattr(getattr(config, section), name, value)
     config.resolve()
-    config.validate()
+    validate(config)
     return config
 
 

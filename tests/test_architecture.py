@@ -170,7 +170,7 @@ def test_the_root_holds_commands_and_the_loop_alone():
     for name in root - {"train"}:
         assert "__main__" in MODULES[name].read_text(), f"{name} is no command: it belongs into a package"
     assert [name for name in MODULES if "train" in internal(name)] == ["main"]
-    commands = {name: internal(name) & (root - {"main", "train"}) for name in MODULES}
+    commands = {name: internal(name) & (root - {"train"}) for name in MODULES}
     assert not {name: found for name, found in commands.items() if found}, "a command is imported by nobody"
 
 

@@ -15,6 +15,7 @@ from vgrout_jax import train
 from vgrout_jax.common import files
 from vgrout_jax.common.tokenizer import load_tokenizer
 from vgrout_jax.config.scales import make_config
+from vgrout_jax.config.validation import validate
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed, grade_all, open_grader
 from vgrout_jax.env.world import load_world
@@ -79,7 +80,7 @@ class Inputs:
             (self.folder / "pairs.md").write_text(self.pairs)
             config.direction.pairs = str(self.folder / "pairs.md")
         config.resolve()
-        config.validate()
+        validate(config)
         tokenizer = load_tokenizer(config.model.path)
         world = load_world(config, tokenizer)
         pairs = load_pairs(config.direction.pairs, config.direction.tags)

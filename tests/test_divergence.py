@@ -12,6 +12,7 @@ import pytest
 
 from vgrout_jax import train
 from vgrout_jax.config.scales import make_config
+from vgrout_jax.config.validation import validate
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed
 from vgrout_jax.rl import collapse, divergence
@@ -32,7 +33,7 @@ def config(**sections):
         for name, value in fields.items():
             setattr(getattr(settings, section), name, value)
     settings.resolve()
-    settings.validate()
+    validate(settings)
     return settings
 
 

@@ -28,16 +28,16 @@ FENCE = re.compile(r"^(`{3,})([^\n]*)\n(.*?)^\1[ ]*$", re.MULTILINE | re.DOTALL)
 # Reads command lines as `main` does, each in a process of its own, and says why one is refused.
 PARSE = """
 import json, os, sys
-from vgrout_jax import main
-from vgrout_jax.main import UsageError
+from vgrout_jax.common.command_line import UsageError
+from vgrout_jax.config import flags
 
 for command in json.load(sys.stdin):
     child = os.fork()
     if child == 0:
         try:
             sys.argv = ["main", *command]  # ml_collections looks for overrides here
-            main.parse_flags(sys.argv)
-            main.resolve(main.CONFIG.value, None)
+            flags.parse_flags(sys.argv)
+            flags.resolve(flags.CONFIG.value, None)
         except UsageError as error:
             print(" ".join(command), "->", error, flush=True)
             os._exit(1)

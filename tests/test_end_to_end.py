@@ -15,6 +15,7 @@ import pytest
 
 from vgrout_jax import train
 from vgrout_jax.config.scales import make_config
+from vgrout_jax.config.validation import validate
 from vgrout_jax.env.teacher import TeacherPool
 from vgrout_jax.weights import checkpoint
 
@@ -36,7 +37,7 @@ def smoke(arm: str, steps: int = 2, **sections: dict):
         for name, value in fields.items():
             setattr(getattr(config, section), name, value)
     config.resolve()
-    config.validate()
+    validate(config)
     return config
 
 

@@ -11,9 +11,10 @@ import pytest
 from absl import flags
 
 from tests.config.test_schema import assign, built
-from vgrout_jax import main
 from vgrout_jax.common import files
-from vgrout_jax.config import ARMS, SCALES, Config
+from vgrout_jax.common.command_line import UsageError
+from vgrout_jax.config import ARMS, SCALES, Config, validation
+from vgrout_jax.config import flags as run_flags
 from vgrout_jax.config.validation import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,14 +27,14 @@ def command_line(monkeypatch):
 
     def parse(*arguments):
         values = flags.FlagValues()
-        config = main.config_flags.DEFINE_config_file("config", None, flag_values=values)
+        config = run_flags.config_flags.DEFINE_config_file("config", None, flag_values=values)
         workdir = flags.DEFINE_string("workdir", None, "", flag_values=values)
-        monkeypatch.setattr(main.flags, "FLAGS", values)
-        monkeypatch.setattr(main, "CONFIG", config)
-        monkeypatch.setattr(main, "WORKDIR", workdir)
+        monkeypatch.setattr(run_flags.flags, "FLAGS", values)
+        monkeypatch.setattr(run_flags, "CONFIG", config)
+        monkeypatch.setattr(run_flags, "WORKDIR", workdir)
         monkeypatch.setattr(sys, "argv", ["main", *arguments])
-        main.parse_flags(sys.argv)
-        return main.resolve(main.CONFIG.value, main.WORKDIR.value)
+        run_flags.parse_flags(sys.argv)
+        return run_flags.resolve(run_flags.CONFIG.value, run_flags.WORKDIR.value)
 
     return parse
 
@@ -60,9 +61,9 @@ def test_fast_is_the_default_scale(command_line):
 
 def test_fast_and_full_ask_for_problems_and_fast_for_a_pool(command_line):
     for scale in ("fast", "full"):
-        with pytest.raises(main.UsageError, match=r"^data\.train must"):
+        with pytest.raises(UsageError, match=r"^data\.train must"):
             command_line(f"--config={ROOT}/configs/routeV.py:{scale}")
-    with pytest.raises(main.UsageError, match=r"^teacher\.pool must"):
+    with pytest.raises(UsageError, match=r"^teacher\.pool must"):
         command_line(f"--config={ROOT}/configs/routeV.py:fast", "--config.data.train=a.jsonl")
     command_line(f"--config={ROOT}/configs/routeV.py:full", "--config.data.train=a.jsonl")
 
@@ -98,7 +99,7 @@ WRONG_FLAGS = {
 
 @pytest.mark.parametrize("message", WRONG_FLAGS)
 def test_wrong_flags_are_one_line(message, command_line):
-    with pytest.raises(main.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         command_line(SMOKE, *WRONG_FLAGS[message])
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
@@ -121,7 +122,7 @@ def test_wrong_flags_are_one_line(message, command_line):
     ],
 )
 def test_wrong_config_files_are_one_line(arguments, message, command_line):
-    with pytest.raises(main.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         command_line(*arguments)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
@@ -129,10 +130,10 @@ def test_wrong_config_files_are_one_line(arguments, message, command_line):
 def test_a_config_file_s_own_mistake_is_one_line(tmp_path, command_line):
     (tmp_path / "mine.py").write_text("def get_config(scale='fast'):\n    raise ValueError('two\\nlines')\n")
     (tmp_path / "nothing.py").write_text("def get_config(scale='fast'):\n    return {}\n")
-    with pytest.raises(main.UsageError) as caught:
+    with pytest.raises(UsageError) as caught:
         command_line(f"--config={tmp_path}/mine.py")
     assert str(caught.value) == "lines"
-    with pytest.raises(main.UsageError, match="must name an arm's file"):
+    with pytest.raises(UsageError, match="must name an arm's file"):
         command_line(f"--config={tmp_path}/nothing.py")
 
 
@@ -253,7 +254,7 @@ def another_value(kind, value):
 
 @pytest.mark.parametrize("name,kind", FIELDS, ids=[name for name, _ in FIELDS])
 def test_every_field_is_a_flag(name, kind, command_line, monkeypatch):
-    monkeypatch.setattr(Config, "validate", lambda config: None)  # the rules have tests of their own
+    monkeypatch.setattr(validation, "validate", lambda config: None)  # the rules have tests of their own
     pool = ("--config.teacher.pool=pool.jsonl",) if name == "data.train" else ()  # else the pool is left out too
     before, _ = command_line(SMOKE, *pool)
     text, value = another_value(kind, read(before, name))

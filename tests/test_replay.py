@@ -16,6 +16,7 @@ from vgrout_jax.analysis.replaying import replay as replay_run
 from vgrout_jax.common.command_line import UsageError
 from vgrout_jax.config.arms import PLACEBOS
 from vgrout_jax.config.scales import make_config
+from vgrout_jax.config.validation import validate
 from vgrout_jax.run.reader import read_workdir
 
 
@@ -94,7 +95,7 @@ def test_a_real_run_s_labels_are_replayed_exactly(tmp_path, kind):
     config.log.tensorboard, config.log.gradients, config.placebo.kind = False, True, kind
     config.gate.refresh_every = 2
     config.resolve()
-    config.validate()
+    validate(config)
     train.train(config, tmp_path)
     run = read_workdir(tmp_path)
     found = replay_run(run, run.config)

@@ -15,9 +15,9 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 
-from vgrout_jax import main as run_command
+from vgrout_jax.common.command_line import UsageError, one_line
 from vgrout_jax.config import Config
-from vgrout_jax.main import UsageError
+from vgrout_jax.config.flags import CONFIG, is_given, parse_flags, resolve
 
 OUT = flags.DEFINE_string("out", None, "folder for index.html, pairs.md and the figure")
 ADAPTER = flags.DEFINE_string("adapter", None, "adapter/ of a run to measure on; default: the base policy")
@@ -26,17 +26,17 @@ ADAPTER = flags.DEFINE_string("adapter", None, "adapter/ of a run to measure on;
 def main(_: Sequence[str]) -> None:
     """Checks the configuration, measures, prints and writes."""
     try:
-        config, _ = run_command.resolve(run_command.CONFIG.value, "")
+        config, _ = resolve(CONFIG.value, "")
         if config.label.source != "probe" or config.placebo.kind in ("direction", "direction_matched"):
             raise UsageError("--config must be an arm with a direction from pairs, such as configs/routeV.py")
         if OUT.value is None:
             raise UsageError("--out must name a folder, got None")
-        if not flags.FLAGS["verbosity"].present:
+        if not is_given("verbosity"):
             absl_logging.set_verbosity(absl_logging.WARNING)
         try:
             print(audit(config, Path(OUT.value), ADAPTER.value))
         except (ValueError, FileNotFoundError) as error:
-            raise UsageError(" ".join(str(error).split())) from error
+            raise UsageError(one_line(error)) from error
     except UsageError as error:
         sys.exit(f"error: {error}")
 
@@ -82,7 +82,7 @@ def audit(config: Config, out: Path, adapter: str | None) -> str:
 def run() -> None:
     """Entry point of the command line."""
     try:
-        app.run(main, flags_parser=run_command.parse_flags)
+        app.run(main, flags_parser=parse_flags)
     except UsageError as error:
         sys.exit(f"error: {error}")
 

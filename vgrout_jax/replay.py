@@ -14,6 +14,7 @@ from typing import Any
 
 from vgrout_jax.common.command_line import Parser, UsageError, end_with_one_line
 from vgrout_jax.config import Config
+from vgrout_jax.config.validation import settled
 from vgrout_jax.run.reader import Workdir, read_workdir
 
 # What is computed after the gradients, and can be another than in the run.
@@ -74,9 +75,7 @@ def overridden(run: Workdir, changes: dict[str, Any]) -> Config:
         config.arm = "placebo"
     elif config.arm == "placebo":
         config.arm = "routeV"
-    config.resolve()
-    config.validate()
-    return config
+    return settled(config)
 
 
 def _parse(arguments: Sequence[str] | None) -> Namespace:

@@ -16,6 +16,7 @@ from typing import Any
 
 from vgrout_jax.common.command_line import Parser, UsageError, end_with_one_line
 from vgrout_jax.config import Config, OptimConfig
+from vgrout_jax.config.flags import CONFIG, parse_flags, resolve
 
 
 def _parser() -> Parser:
@@ -103,19 +104,14 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UsageError, ValueError, FileNotFoundError: what the user can mend.
     """
-    from vgrout_jax import main
-
     options, rest = _parser().parse_known_args(list(arguments))
     if options.out.exists():
         raise UsageError(f"--out must name a new folder, got {options.out}; choose another or delete it")
-    try:
-        main.parse_flags([sys.argv[0], *rest])
-        config = main.CONFIG.value
-        if config.teacher.pool and not config.teacher.per_prompt:
-            config.teacher.per_prompt = 1  # else the pool would not be read
-        config, _ = main.resolve(config, None)
-    except main.UsageError as error:
-        raise UsageError(str(error)) from error
+    parse_flags([sys.argv[0], *rest])
+    config = CONFIG.value
+    if config.teacher.pool and not config.teacher.per_prompt:
+        config.teacher.per_prompt = 1  # else the pool would not be read
+    config, _ = resolve(config, None)
     if not config.teacher.pool:
         raise UsageError("teacher.pool must name the completions to fine-tune on, got (); set --config.teacher.pool")
     from vgrout_jax.supervised.fit import FitConfig

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vgrout_jax.config import Config
+from vgrout_jax.config.validation import settled
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.grading import GradingFailed, open_grader
 from vgrout_jax.env.recall import Recall, read_rows
@@ -74,6 +75,7 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
         guard.Divergence, GradingFailed: the run was stopped; the adapter of the last good step is in the workdir.
         Preempted: a signal asked the run to end; its state is in the workdir.
     """
+    config = settled(config)
     try:
         with preemption.Watch() as signals, continuation.claim(workdir):
             found = continuation.look(workdir)

@@ -15,6 +15,7 @@ from vgrout_jax.arms.base import Readings
 from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.config.arms import variants
 from vgrout_jax.config.scales import make_config
+from vgrout_jax.config.validation import validate
 from vgrout_jax.env.grader import Grader
 from vgrout_jax.env.teacher import TeacherPool
 from vgrout_jax.model.policy import Frozen
@@ -38,7 +39,7 @@ def configured(name: str):
     config.train.steps, config.eval.every_steps = 1, 0
     config.eval.samples, config.eval.problems, config.log.tensorboard = 1, 1, False
     config.resolve()
-    config.validate()
+    validate(config)
     return config
 
 

@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
+from vgrout_jax import train
 from vgrout_jax.config import ARMS, SCALES, Config
 from vgrout_jax.config.scales import make_config
-from vgrout_jax.config.validation import read
+from vgrout_jax.config.validation import read, settled, validate
+from vgrout_jax.run import build
 
 # What the scales fast and full leave to the user.
 DATA = {"data.train": ("problems.jsonl",), "teacher.pool": ("pool.jsonl",)}
@@ -181,7 +183,7 @@ def test_impossible_settings_are_one_line_that_names_the_field(case):
     if case != "gate (type)":
         config.resolve()
     with pytest.raises(ValueError) as caught:
-        config.validate()
+        validate(config)
     message = str(caught.value)
     assert message.startswith(f"{case.split(' ')[0]} must ") and ", got " in message and "\n" not in message
 
@@ -193,7 +195,7 @@ def test_every_number_is_checked():
             name = f"{section.name}.{field.name}"
             if field.type is float:
                 with pytest.raises(ValueError, match=r"^(gate\.low|" + name.replace(".", r"\.") + ") must"):
-                    built("routeV", **{name: float("nan")}).validate()
+                    validate(built("routeV", **{name: float("nan")}))
 
 
 @pytest.mark.parametrize(
@@ -201,8 +203,36 @@ def test_every_number_is_checked():
 )
 def test_an_arm_is_what_its_name_says(arm, source):
     with pytest.raises(ValueError, match=rf"^label\.source must .* for the arm {arm}"):
-        built(arm, **{"label.source": source}).validate()
+        validate(built(arm, **{"label.source": source}))
     with pytest.raises(ValueError, match=rf"^label\.action must be (route|absorb) for the arm {arm}, got 'penalise'"):
-        built(arm, **{"label.action": "penalise"}).validate()
+        validate(built(arm, **{"label.action": "penalise"}))
     with pytest.raises(ValueError, match=r"^placebo\.kind must"):
-        built(arm, **{"placebo.kind": None if arm == "placebo" else "direction"}).validate()
+        validate(built(arm, **{"placebo.kind": None if arm == "placebo" else "direction"}))
+
+
+def test_settled_is_a_copy_that_is_resolved_and_checked():
+    config = make_config("routeV", "smoke")
+    found = settled(config)
+    assert (config.direction.tags, found.direction.tags) == (None, ("hack",))
+    assert settled(found) == found and found.rollout is not config.rollout
+    config.rollout.group_size = 1
+    with pytest.raises(ValueError, match=r"^rollout\.group_size must be >= 2, got 1"):
+        settled(config)
+
+
+def test_a_configuration_that_nobody_has_settled_reaches_a_run_settled(tmp_path):
+    """From Python as from the command: the same pairs, and what is impossible is said at once."""
+    config = make_config("routeV", "toy")
+    assert build.build_run(config).config == settled(config)
+    config.rollout.group_size = 1
+    for begin in (build.build_run, lambda config: train.train(config, tmp_path / "run")):
+        with pytest.raises(ValueError, match=r"^rollout\.group_size must be >= 2, got 1"):
+            begin(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_that_jax_would_cut_to_32_bits_are_refused():
+    for name in ("seed", "adapter.seed", "data.seed", "eval.seed", "model.seed", "placebo.seed"):
+        validate(built("routeV", **{name: 2**32 - 1}))
+        with pytest.raises(ValueError, match=rf"^{name} must be <= 4294967295 .* got 4294967296"):
+            validate(built("routeV", **{name: 2**32}))

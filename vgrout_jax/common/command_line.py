@@ -14,6 +14,14 @@ class UsageError(Exception):
     """What the user can mend; printed as one line."""
 
 
+def one_line(error: Exception) -> str:
+    """The message without line breaks; of a traceback that a library puts into it, the last line."""
+    text = str(error).strip()
+    if "Traceback (most recent call last)" in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split()) or type(error).__name__
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are a `UsageError` and whose flags must be spelled out."""
 
@@ -41,7 +49,7 @@ def end_with_one_line(command: Callable[[], None]) -> NoReturn:
     try:
         command()
     except (UsageError, ValueError, FileNotFoundError) as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {one_line(error)}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough; what is still buffered has nowhere to go

@@ -4,6 +4,7 @@ schema      every setting of a run, one comment a field
 scales      smoke, toy, fast and full
 arms        the table of arms: claim, source, labels needed, and the fields that each sets
 validation  what a configuration must satisfy, one line for each mistake
+flags       all of it on the command line
 """
 
 from vgrout_jax.config.arms import ARMS

@@ -258,16 +258,6 @@ class Config:
             logger.warning("teacher: the pool %s answers only its own problems, so no teacher row is used", SMOKE)
             self.teacher.pool, self.teacher.per_prompt = (), 0
 
-    def validate(self) -> None:
-        """Checks every field and their combination.
-
-        Raises:
-            ValueError: one line with the field, the rule, the value and the remedy.
-        """
-        from vgrout_jax.config.validation import validate
-
-        validate(self)
-
     def to_dict(self) -> dict[str, Any]:
         """Every field as resolved, as nested dicts that JSON can hold."""
         return dataclasses.asdict(self)

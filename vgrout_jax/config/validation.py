@@ -86,6 +86,26 @@ _SHARES = (
 )
 
 
+SEEDS = ("seed", "adapter.seed", "data.seed", "eval.seed", "model.seed", "placebo.seed")
+MAX_SEED = 2**32 - 1
+
+
+def settled(config: Config) -> Config:
+    """A copy of the configuration, resolved and checked: the only kind that reaches a run.
+
+    Raises:
+        ValueError: one line with the field, the rule, the value and the remedy.
+    """
+    copy = dataclasses.replace(config)
+    for field in dataclasses.fields(config):
+        section = getattr(config, field.name)
+        if dataclasses.is_dataclass(section):
+            setattr(copy, field.name, dataclasses.replace(section))
+    copy.resolve()
+    validate(copy)
+    return copy
+
+
 def validate(config: Config) -> None:
     """Raises ValueError at the first rule that `config` breaks."""
     _validate_types(config)
@@ -97,6 +117,9 @@ def validate(config: Config) -> None:
         _require(read(config, name) >= least, name, f"be >= {least:g}", read(config, name))
     for name in _ABOVE_ZERO:
         _require(read(config, name) > 0, name, "be > 0", read(config, name))
+    for name in SEEDS:
+        rule = f"be <= {MAX_SEED} (jax keeps 32 bits of a seed, so that larger ones would share their keys)"
+        _require(read(config, name) <= MAX_SEED, name, rule, read(config, name))
     for name in _SHARES:
         _require(0 <= read(config, name) <= 1, name, "be between 0 and 1", read(config, name))
     _validate_arm(config)

@@ -12,6 +12,7 @@ from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.common import background_compile, xla
 from vgrout_jax.common.tokenizer import ChatTokenizer, load_tokenizer
 from vgrout_jax.config import Config
+from vgrout_jax.config.validation import settled
 from vgrout_jax.env.modes import GT_ONLY, TRAINING_NAMES
 from vgrout_jax.env.world import World, load_world, read_files
 from vgrout_jax.model import lora2r, parameters, qwen3, sharding
@@ -75,6 +76,7 @@ def build_run(config: Config) -> Run:
     Raises:
         ValueError, FileNotFoundError: one line that names the field, file or tensor.
     """
+    config = settled(config)
     files, pairs = read_files(config), load_pairs(config.direction.pairs, config.direction.tags)
     model_path = None if config.model.path is None else str(hub.model_folder(config.model.path))
     tokenizer = load_tokenizer(model_path)
