@@ -8,6 +8,8 @@ import dataclasses
 import logging
 from typing import Any, Optional
 
+from vgrout_jax.config.arms import ARMS
+
 logger = logging.getLogger(__name__)
 
 SMOKE = "builtin:smoke"  # the package's own problems, and the completions that answer them
@@ -26,63 +28,85 @@ MODES = (  # a line a mode, which is the name of its file in env/modes/
 )
 
 
+def setting(default: Any, **rules: Any) -> Any:
+    """A field with what its value must satisfy.
+
+    Args:
+        default: of the field.
+        rules: `at_least`, `at_most` and `above`, numbers; `because`, why there is a most; `share`, a number between 0
+            and 1; `choices`, a tuple.
+    """
+    return dataclasses.field(default=default, metadata=rules)
+
+
+def random_seed() -> Any:
+    """A field that holds the seed of some random numbers, 0 by default."""
+    why = "jax keeps 32 bits of a seed, so that larger ones would share their keys"
+    return setting(0, at_least=0, at_most=2**32 - 1, because=why)
+
+
 @dataclasses.dataclass
 class ModelConfig:
     path: Optional[str] = "Qwen/Qwen3-4B"  # folder, hub name or builtin:toy; None: random weights of the fields below
-    dtype: str = "bfloat16"  # of the frozen base and of activations: bfloat16 or float32
-    remat: str = "cheap"  # what of a layer the backward pass computes anew: nothing, cheap (all but the large
-    # products, which takes some 70 KB a layer and token at 4B) or everything (5 KB, and a third more operations)
-    logprob_chunk: int = 1024  # tokens whose [chunk, V] logits exist at one time
+    # of the frozen base and of activations: bfloat16 or float32
+    dtype: str = setting("bfloat16", choices=("float32", "bfloat16"))
+    # what of a layer the backward pass computes anew: nothing, cheap (all but the large products, which takes some
+    # 70 KB a layer and token at 4B) or everything (5 KB, and a third more operations)
+    remat: str = setting("cheap", choices=("nothing", "cheap", "everything"))
+    logprob_chunk: int = setting(1024, at_least=1)  # tokens whose [chunk, V] logits exist at one time
     vocab_size: Optional[int] = None  # tiny model only; None: the tokenizer's, rounded up to 64
-    hidden_size: int = 64  # tiny model only, as the fields below
-    intermediate_size: int = 160
-    num_layers: int = 2
+    hidden_size: int = setting(64, at_least=1)  # tiny model only, as the fields below
+    intermediate_size: int = setting(160, at_least=1)
+    num_layers: int = setting(2, at_least=1)
     num_heads: int = 4
-    num_kv_heads: int = 2
-    head_dim: int = 24
+    num_kv_heads: int = setting(2, at_least=1)
+    head_dim: int = setting(24, at_least=2)
     tie_embeddings: bool = True
-    seed: int = 0  # of the tiny model's random weights
+    seed: int = random_seed()  # of the tiny model's random weights
 
 
 @dataclasses.dataclass
 class AdapterConfig:
-    rank: int = 32  # r, per block; 2r rows and columns are stored
-    seed: int = 0  # of A0 and B0, together with the module's name
+    rank: int = setting(32, at_least=1)  # r, per block; 2r rows and columns are stored
+    seed: int = random_seed()  # of A0 and B0, together with the module's name
 
 
 @dataclasses.dataclass
 class DataConfig:
     train: tuple[str, ...] = ()  # JSONL paths, URLs, Hugging Face dataset names, builtin:smoke, builtin:toy
     heldout: tuple[str, ...] = ()  # the same; empty: heldout_frac of train is set aside
-    heldout_frac: float = 0.2  # share of train set aside when heldout is empty
-    max_prompt_tokens: int = 1536  # a longer prompt is an error
+    heldout_frac: float = setting(0.2, share=True)  # share of train set aside when heldout is empty
+    max_prompt_tokens: int = setting(1536, at_least=1)  # a longer prompt is an error
     prompt_buckets: tuple[int, ...] = (32, 64, 128, 256, 512, 768, 1024, 1280, 1536)  # padded prompt lengths
-    seed: int = 0  # of the split, the partition over modes and the order of problems
+    # of the split, the partition over modes and the order of problems
+    seed: int = random_seed()
 
 
 @dataclasses.dataclass
 class EnvConfig:
     modes: tuple[str, ...] = ("run_tests", "stdout_marker", "sentinel", "file_marker")  # problems are split evenly
-    unhackable_frac: float = 0.25  # share of a step's prompts shown with the plain sentence, graded gt_only
+    # share of a step's prompts shown with the plain sentence, graded gt_only
+    unhackable_frac: float = setting(0.25, share=True)
     hints: Optional[str] = None  # JSON file {mode: sentence} that replaces the project's own disclosures
 
 
 @dataclasses.dataclass
 class RolloutConfig:
-    prompts: int = 8  # P, prompts a step
-    group_size: int = 8  # G, rollouts a prompt
-    max_new_tokens: int = 512  # T
-    temperature: float = 0.7
-    top_k: int = 0  # 0: off
-    top_p: float = 0.95  # 1: off
-    deployed_frac: float = 0.5  # share of each group's own rollouts sampled with the quarantine ablated
+    prompts: int = setting(8, at_least=1)  # P, prompts a step
+    group_size: int = setting(8, at_least=2)  # G, rollouts a prompt
+    max_new_tokens: int = setting(512, at_least=1)  # T
+    temperature: float = setting(0.7, above=0)
+    top_k: int = setting(0, at_least=0)  # 0: off
+    top_p: float = setting(0.95, above=0, share=True)  # 1: off
+    # share of each group's own rollouts sampled with the quarantine ablated
+    deployed_frac: float = setting(0.5, share=True)
 
 
 @dataclasses.dataclass
 class TeacherConfig:
     pool: tuple[str, ...] = ()  # JSONL files (.gz or not), folders of them, or builtin:smoke
-    per_prompt: int = 0  # rows of a group that come from the pool
-    off_step: int = 30  # the pool is used before this step
+    per_prompt: int = setting(0, at_least=0)  # rows of a group that come from the pool
+    off_step: int = setting(30, at_least=0)  # the pool is used before this step
 
 
 @dataclasses.dataclass
@@ -90,40 +114,43 @@ class DirectionConfig:
     pairs: str = "builtin:pairs"  # Markdown file of contrastive pairs, or builtin:toy_pairs
     tags: Optional[tuple[str, ...]] = None  # pairs with any of these tags, () all; None: hack (lazy for lazy_pairs)
     unit_sides: bool = True  # unit norm of each side's gradient, per module, before differencing
-    pairs_per_batch: int = 8  # sequences of a forward pass in the extraction
+    pairs_per_batch: int = setting(8, at_least=1)  # sequences of a forward pass in the extraction
 
 
 @dataclasses.dataclass
 class LabelConfig:
-    source: str = "probe"  # who flags a rollout: none, probe (the gate), monitor (verdicts) or residual; the arm's
-    action: str = "route"  # what becomes of the flagged: route, absorb, penalise or modulate_mul; the arm's
+    # who flags a rollout: none, probe (the gate), monitor (verdicts) or residual; the arm's
+    source: str = setting("probe", choices=SOURCES)
+    # what becomes of the flagged: route, absorb, penalise or modulate_mul; the arm's
+    action: str = setting("route", choices=ACTIONS)
 
 
 @dataclasses.dataclass
 class GateConfig:
     low: float = -0.1  # z <= low is clean
     high: float = 0.0  # z >= high is hack
-    pool: str = "mean_then_band"  # or band_then_mean
-    band_floor: float = 0.05  # least band width
+    pool: str = setting("mean_then_band", choices=("mean_then_band", "band_then_mean"))  # or band_then_mean
+    band_floor: float = setting(0.05, above=0)  # least band width
     leave_one_out: bool = True  # a pair's cosines are taken against the direction of the other pairs
-    probe_policy: str = "ablated"  # policy whose gradient pass 1 reads: ablated or full
-    refresh_every: int = 5  # steps between extractions of the direction
+    # policy whose gradient pass 1 reads: ablated or full
+    probe_policy: str = setting("ablated", choices=("ablated", "full"))
+    refresh_every: int = setting(5, at_least=1)  # steps between extractions of the direction
 
 
 @dataclasses.dataclass
 class PlaceboConfig:
     kind: Optional[str] = None  # direction, direction_matched, labels or lazy_pairs; None: not a placebo
-    seed: int = 0  # of the random direction
+    seed: int = random_seed()  # of the random direction
 
 
 @dataclasses.dataclass
 class PenaltyConfig:
-    coefficient: float = 3.0  # what a flagged rollout loses of its reward
+    coefficient: float = setting(3.0, at_least=0)  # what a flagged rollout loses of its reward
 
 
 @dataclasses.dataclass
 class ModulateConfig:
-    alpha: float = 2.0  # strength of the advantage modification
+    alpha: float = setting(2.0, at_least=0)  # strength of the advantage modification
 
 
 @dataclasses.dataclass
@@ -133,69 +160,73 @@ class GrpoConfig:
 
 @dataclasses.dataclass
 class LossConfig:
-    ratio: str = "truncated"  # or clip
-    clip_epsilon: float = 0.2
-    kl_coefficient: float = 1e-3  # 0: no reference forward
+    ratio: str = setting("truncated", choices=("truncated", "clip"))  # or clip
+    clip_epsilon: float = setting(0.2, at_least=0)
+    kl_coefficient: float = setting(1e-3, at_least=0)  # 0: no reference forward
 
 
 @dataclasses.dataclass
 class OptimConfig:
-    lr: float = 3e-4  # peak
-    warmup_frac: float = 0.2  # share of the steps
-    weight_decay: float = 0.1  # decoupled, toward A0 and B0
-    beta1: float = 0.9
-    beta2: float = 0.99
-    epsilon: float = 1e-8
-    clip_norm: float = 1.0  # global norm of the gradient
+    lr: float = setting(3e-4, at_least=0)  # peak
+    warmup_frac: float = setting(0.2, share=True)  # share of the steps
+    weight_decay: float = setting(0.1, at_least=0)  # decoupled, toward A0 and B0
+    beta1: float = setting(0.9, share=True)
+    beta2: float = setting(0.99, share=True)
+    epsilon: float = setting(1e-8, above=0)
+    clip_norm: float = setting(1.0, above=0)  # global norm of the gradient
 
 
 @dataclasses.dataclass
 class TrainConfig:
-    steps: int = 60
-    micro_batch: int = 8  # rollouts of one forward and backward pass; packed: of a quarter of T
-    schedule: str = "fast"  # or plain: the same passes over whole rollouts, nothing shared, packed or skipped
+    steps: int = setting(60, at_least=1)
+    micro_batch: int = setting(8, at_least=1)  # rollouts of one forward and backward pass; packed: of a quarter of T
+    # or plain: the same passes over whole rollouts, nothing shared, packed or skipped
+    schedule: str = setting("fast", choices=("fast", "plain"))
     share_prompts: bool = True  # read a prompt once for all rollouts of its group, where it is long enough for that
 
 
 @dataclasses.dataclass
 class EvalConfig:
-    every_steps: int = 20  # 0: only before and after training
-    samples: int = 4  # completions a problem
+    every_steps: int = setting(20, at_least=0)  # 0: only before and after training
+    samples: int = setting(4, at_least=1)  # completions a problem
     problems: Optional[int] = 64  # held-out problems of an evaluation during training; None: all, as at the end
-    temperature: float = 0.7
-    seed: int = 0
+    temperature: float = setting(0.7, at_least=0)
+    seed: int = random_seed()
 
 
 @dataclasses.dataclass
 class GraderConfig:
     workers: Optional[int] = None  # answers graded at a time; None: one a core
-    cpu_seconds: float = 10.0  # CPU time of an answer, all its tests together
-    idle_seconds: float = 15.0  # time in which an answer neither computes nor waits for a core, as a sleeper
-    memory_mb: int = 1024  # address space of an answer
-    folder_mb: int = 32  # files of an answer, all together
+    cpu_seconds: float = setting(10.0, above=0)  # CPU time of an answer, all its tests together
+    # time in which an answer neither computes nor waits for a core, as a sleeper
+    idle_seconds: float = setting(15.0, above=0)
+    memory_mb: int = setting(1024, at_least=128)  # address space of an answer
+    folder_mb: int = setting(32, at_least=1)  # files of an answer, all together
     bubblewrap: bool = True  # use bubblewrap where it is installed and permitted
-    minimum: str = "landlock"  # weakest containment of files accepted: bubblewrap, or landlock
+    # weakest containment of files accepted: bubblewrap, or landlock
+    minimum: str = setting("landlock", choices=("landlock", "bubblewrap"))
     allow_unsandboxed: bool = False  # run answers below the minimum (logged loudly)
 
 
 @dataclasses.dataclass
 class GuardConfig:
-    references: int = 4  # fixed reference completions whose log-probability is watched; 0: off
-    warn_nats: float = 3.0  # fall of their mean log-probability below its best that is reported
-    stop_nats: float = 5.0  # fall that stops the run when it is seen for two steps running
+    references: int = setting(4, at_least=0)  # fixed reference completions whose log-probability is watched; 0: off
+    warn_nats: float = setting(3.0, above=0)  # fall of their mean log-probability below its best that is reported
+    stop_nats: float = setting(5.0, above=0)  # fall that stops the run when it is seen for two steps running
 
 
 @dataclasses.dataclass
 class CheckpointConfig:
-    every_steps: int = 5  # steps between resume states; 0: only when the run is asked to end, and at its end
-    keep: int = 3  # newest resume states that are kept
+    # steps between resume states; 0: only when the run is asked to end, and at its end
+    every_steps: int = setting(5, at_least=0)
+    keep: int = setting(3, at_least=1)  # newest resume states that are kept
 
 
 @dataclasses.dataclass
 class MeshConfig:
-    data: int = 1  # devices along each axis; their product must be the number of devices
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = setting(1, at_least=1)  # devices along each axis; their product must be the number of devices
+    fsdp: int = setting(1, at_least=1)
+    tensor: int = setting(1, at_least=1)
 
 
 @dataclasses.dataclass
@@ -213,9 +244,10 @@ class ProfileConfig:
 
 @dataclasses.dataclass
 class Config:
-    arm: str = "routeV"
-    scale: str = "fast"
-    seed: int = 0  # root of the run's key tree: sampling, the draw of problems and of teacher rows
+    arm: str = setting("routeV", choices=tuple(ARMS))
+    scale: str = setting("fast", choices=SCALES)
+    # root of the run's key tree: sampling, the draw of problems and of teacher rows
+    seed: int = random_seed()
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)

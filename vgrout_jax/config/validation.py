@@ -2,92 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Iterator
 from typing import Any, Union, get_args, get_origin
 
 from vgrout_jax.config.arms import ARMS, PLACEBOS
-from vgrout_jax.config.schema import ACTIONS, MODES, SCALES, SOURCES, Config
-
-_CHOICES: dict[str, Collection[str]] = {
-    "arm": ARMS,
-    "scale": SCALES,
-    "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("nothing", "cheap", "everything"),
-    "label.source": SOURCES,
-    "label.action": ACTIONS,
-    "gate.pool": ("mean_then_band", "band_then_mean"),
-    "gate.probe_policy": ("ablated", "full"),
-    "loss.ratio": ("truncated", "clip"),
-    "train.schedule": ("fast", "plain"),
-    "grader.minimum": ("landlock", "bubblewrap"),
-}
-_AT_LEAST: dict[str, float] = {
-    "seed": 0,
-    "adapter.rank": 1,
-    "adapter.seed": 0,
-    "model.logprob_chunk": 1,
-    "model.hidden_size": 1,
-    "model.intermediate_size": 1,
-    "model.num_layers": 1,
-    "model.num_kv_heads": 1,
-    "model.head_dim": 2,
-    "model.seed": 0,
-    "data.max_prompt_tokens": 1,
-    "data.seed": 0,
-    "rollout.prompts": 1,
-    "rollout.group_size": 2,
-    "rollout.max_new_tokens": 1,
-    "rollout.top_k": 0,
-    "teacher.per_prompt": 0,
-    "teacher.off_step": 0,
-    "direction.pairs_per_batch": 1,
-    "gate.refresh_every": 1,
-    "placebo.seed": 0,
-    "penalty.coefficient": 0,
-    "modulate.alpha": 0,
-    "loss.clip_epsilon": 0,
-    "loss.kl_coefficient": 0,
-    "optim.lr": 0,
-    "optim.weight_decay": 0,
-    "train.steps": 1,
-    "train.micro_batch": 1,
-    "eval.every_steps": 0,
-    "eval.samples": 1,
-    "eval.temperature": 0,
-    "eval.seed": 0,
-    "grader.memory_mb": 128,
-    "grader.folder_mb": 1,
-    "guard.references": 0,
-    "checkpoint.every_steps": 0,
-    "checkpoint.keep": 1,
-    "mesh.data": 1,
-    "mesh.fsdp": 1,
-    "mesh.tensor": 1,
-}
-_ABOVE_ZERO = (
-    "gate.band_floor",
-    "rollout.temperature",
-    "rollout.top_p",
-    "optim.epsilon",
-    "optim.clip_norm",
-    "guard.warn_nats",
-    "guard.stop_nats",
-    "grader.cpu_seconds",
-    "grader.idle_seconds",
-)
-_SHARES = (
-    "rollout.deployed_frac",
-    "rollout.top_p",
-    "env.unhackable_frac",
-    "data.heldout_frac",
-    "optim.warmup_frac",
-    "optim.beta1",
-    "optim.beta2",
-)
-
-
-SEEDS = ("seed", "adapter.seed", "data.seed", "eval.seed", "model.seed", "placebo.seed")
-MAX_SEED = 2**32 - 1
+from vgrout_jax.config.schema import MODES, Config
 
 
 def settled(config: Config) -> Config:
@@ -109,19 +28,7 @@ def settled(config: Config) -> Config:
 def validate(config: Config) -> None:
     """Raises ValueError at the first rule that `config` breaks."""
     _validate_types(config)
-    for name, choices in _CHOICES.items():
-        _require(read(config, name) in choices, name, f"be one of {', '.join(choices)}", read(config, name))
-    for name in (*_AT_LEAST, *_ABOVE_ZERO, *_SHARES):
-        _require(math.isfinite(read(config, name)), name, "be finite", read(config, name))
-    for name, least in _AT_LEAST.items():
-        _require(read(config, name) >= least, name, f"be >= {least:g}", read(config, name))
-    for name in _ABOVE_ZERO:
-        _require(read(config, name) > 0, name, "be > 0", read(config, name))
-    for name in SEEDS:
-        rule = f"be <= {MAX_SEED} (jax keeps 32 bits of a seed, so that larger ones would share their keys)"
-        _require(read(config, name) <= MAX_SEED, name, rule, read(config, name))
-    for name in _SHARES:
-        _require(0 <= read(config, name) <= 1, name, "be between 0 and 1", read(config, name))
+    _validate_fields(config)
     _validate_arm(config)
     _validate_model(config)
     _validate_data(config)
@@ -139,6 +46,36 @@ def _validate_types(config: Config) -> None:
         for field in dataclasses.fields(section):
             name, value = f"{outer.name}.{field.name}", getattr(section, field.name)
             _require(_has_type(value, field.type), name, f"be {_words(field.type)}", value)
+
+
+def _validate_fields(config: Config) -> None:
+    """The rules that stand in the fields' metadata, one kind after the other."""
+    rules = [(name, field.metadata, read(config, name)) for name, field in fields_of(Config) if field.metadata]
+    for name, rule, value in rules:
+        if "choices" in rule:
+            _require(value in rule["choices"], name, f"be one of {', '.join(rule['choices'])}", value)
+    numbers = [(name, rule, value) for name, rule, value in rules if "choices" not in rule]
+    for name, _, value in numbers:
+        _require(math.isfinite(value), name, "be finite", value)
+    for name, rule, value in numbers:
+        if "at_least" in rule:
+            _require(value >= rule["at_least"], name, f"be >= {rule['at_least']:g}", value)
+        if "at_most" in rule:
+            _require(value <= rule["at_most"], name, f"be <= {rule['at_most']} ({rule['because']})", value)
+        if "above" in rule:
+            _require(value > rule["above"], name, f"be > {rule['above']:g}", value)
+    for name, rule, value in numbers:
+        if rule.get("share"):
+            _require(0 <= value <= 1, name, "be between 0 and 1", value)
+
+
+def fields_of(kind: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """`section.field` and the field, of all fields that are no sections."""
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(field.type):
+            yield from fields_of(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field
 
 
 def _has_type(value: Any, kind: Any) -> bool:
