@@ -16,7 +16,7 @@
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?submit this script with sbatch from the root of the repository}"
 
-read -ra arms <<<"${ARMS:-none routeV routeV_literal placebo absorb}"
+read -ra arms <<<"${ARMS:-$(.venv/bin/python -m vgrout_jax.arms --names --preregistered | tr '\n' ' ')}"
 read -ra seeds <<<"${SEEDS:-0 1 2}"
 scale=${SCALE:-fast}
 task=${SLURM_ARRAY_TASK_ID:?this is a job array; submit it with sbatch}

@@ -1,10 +1,11 @@
 """The decision run's queue: every arm over seeds, in order, past failures, from where it was stopped."""
 
+import fcntl
 import os
 import re
-import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -31,32 +32,47 @@ if [[ -e $here/wait-$name ]]; then
 fi
 echo '{}' >"$workdir/summary.json"
 """
-PYTHON = """#!/usr/bin/env bash
+REPORT = """#!/usr/bin/env bash
 echo "$*" >>"$(dirname "$0")/reports"
 [[ ! -e "$(dirname "$0")/fail" ]]
+"""
+# The command with stand-ins for the two programs that it starts.
+COMMAND = """
+from vgrout_jax import decide
+from vgrout_jax.common.command_line import end_with_one_line
+
+decide.RUN, decide.REPORT = ["./run"], ["./report"]
+end_with_one_line(decide.main)
 """
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """A repository with the script alone, and stand-ins for what it starts."""
-    for name, text in (("launch/run.sh", RUN), (".venv/bin/python", PYTHON)):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True)
-        path.write_text(text)
-        path.chmod(0o755)
-    shutil.copy(ROOT / "launch" / "decide.sh", tmp_path / "launch")
+    """A folder with stand-ins for a run and for the report."""
+    for name, text in (("run", RUN), ("report", REPORT)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
     return tmp_path
 
 
 def decide(tree, *arguments):
-    command = ["bash", str(tree / "launch" / "decide.sh"), *arguments]
-    environment = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments],
+        cwd=tree,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def environment():
+    found = {key: value for key, value in os.environ.items() if key != "JAX_COMPILATION_CACHE_DIR"}
+    return {**found, "PYTHONPATH": str(ROOT)}
 
 
 def calls(tree):
-    path = tree / "launch" / "calls"
+    path = tree / "calls"
     return path.read_text().splitlines() if path.exists() else []
 
 
@@ -74,7 +90,7 @@ def test_seeds_come_one_after_the_other_with_all_arms(tree):
         for field in ("seed", "adapter.seed", "eval.seed", "placebo.seed"):
             assert f"--config.{field}={seed} " in line
         assert line.endswith("--config.train.steps=3 --config.log.gradients=true")
-    assert (tree / ".venv" / "bin" / "reports").read_text() == "-m vgrout_jax.report out/runs --out=out/report\n"
+    assert (tree / "reports").read_text() == "out/runs --out=out/report\n"
     caches = {path.read_text().splitlines()[0] for path in (tree / "out" / "logs").iterdir()}
     assert caches == {f"cache {tree}/out/compilation-cache"}
 
@@ -88,39 +104,38 @@ def test_progress_is_shown_with_an_estimate(tree):
 
 def test_a_failed_run_is_named_and_stops_nothing(tree):
     for name in ("absorb-100", "placebo-labels-101"):
-        (tree / "launch" / f"fail-{name}").touch()
+        (tree / f"fail-{name}").touch()
     done = decide(tree, "--seeds=2", "--out=out")
     assert done.returncode == 1 and len(calls(tree)) == 16
     assert "[2/16] absorb-100: FAILED with status 1: error: absorb-100 is broken" in done.stderr
     assert "failed: absorb-100 placebo-labels-101;" in done.stderr
-    assert (tree / ".venv" / "bin" / "reports").exists()
-    (tree / "launch" / "fail-absorb-100").unlink()
-    (tree / "launch" / "calls").unlink()
+    assert (tree / "reports").exists()
+    (tree / "fail-absorb-100").unlink()
+    (tree / "calls").unlink()
     again = decide(tree, "--seeds=2", "--out=out")
     assert again.returncode == 1 and names(tree) == ["absorb-100", "placebo-labels-101"]
     assert again.stdout.count("finished before") == 14
 
 
 def test_a_failed_report_is_a_failure(tree):
-    (tree / ".venv" / "bin" / "fail").touch()
+    (tree / "fail").touch()
     assert decide(tree, "--seeds=1", "--out=out").returncode == 1
 
 
 @pytest.mark.parametrize("number,status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_run_and_ends_the_queue(tree, number, status):
-    (tree / "launch" / "wait-routeV-100").touch()
-    command = ["bash", str(tree / "launch" / "decide.sh"), "--seeds=1", "--out=out"]
+    (tree / "wait-routeV-100").touch()
+    command = [sys.executable, "-c", COMMAND, "--seeds=1", "--out=out"]
     process = subprocess.Popen(
         command,
         cwd=tree,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A suite that is started in the background ignores Ctrl-C, and bash cannot trap what it was born ignoring.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     until = time.monotonic() + 60
-    while not (tree / "launch" / "waiting").exists():
+    while not (tree / "waiting").exists():
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
     os.kill(process.pid, number)
@@ -129,9 +144,9 @@ def test_a_signal_reaches_the_run_and_ends_the_queue(tree, number, status):
     finally:
         process.kill()
     assert process.returncode == status and "the same command goes on from here" in error
-    assert (tree / "launch" / "told").exists() and not (tree / ".venv" / "bin" / "reports").exists()
-    (tree / "launch" / "wait-routeV-100").unlink()
-    (tree / "launch" / "calls").unlink()
+    assert (tree / "told").exists() and not (tree / "reports").exists()
+    (tree / "wait-routeV-100").unlink()
+    (tree / "calls").unlink()
     assert decide(tree, "--seeds=1", "--out=out").returncode == 0
     assert names(tree) == [f"{arm}-100" for arm in ARMS[2:]]  # the interrupted one in its own workdir again
 
@@ -139,10 +154,11 @@ def test_a_signal_reaches_the_run_and_ends_the_queue(tree, number, status):
 @pytest.mark.parametrize(
     "arguments,message",
     [
-        (["--seeds=0"], "error: --seeds must be a whole number >= 1, got 0"),
-        (["--seeds", "many"], "error: --seeds must be a whole number >= 1, got many"),
-        (["--first=-1"], "error: --first must be a whole number >= 0, got -1"),
-        (["--out"], "error: --out needs a value"),
+        (["--seeds=0"], "error: argument --seeds: must be a whole number >= 1, got 0"),
+        (["--seeds", "many"], "error: argument --seeds: must be a whole number >= 1, got many"),
+        (["--first=-1"], "error: argument --first: must be a whole number >= 0, got -1"),
+        (["--scale=large"], "error: argument --scale: invalid choice: 'large'"),
+        (["--out"], "error: argument --out: expected one argument"),
         (["--config.seed=1"], "error: unknown argument --config.seed=1; flags of the runs stand after --"),
     ],
 )
@@ -152,6 +168,21 @@ def test_mistakes_are_one_line(tree, arguments, message):
     assert done.returncode == 1 and line.startswith(message) and calls(tree) == []
 
 
-def test_help_is_the_script_s_own_head(tree):
+def test_two_queues_do_not_share_a_folder(tree):
+    (tree / "out").mkdir()
+    with open(tree / "out" / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = decide(tree, "--seeds=1", "--out=out")
+    assert done.returncode == 1 and done.stderr == "error: --out=out is in use by another decision run\n"
+
+
+def test_help_shows_every_flag(tree):
     done = decide(tree, "--help")
-    assert done.returncode == 0 and "--seeds COUNT    seeds an arm (8)" in done.stdout and "set -e" not in done.stdout
+    assert (
+        done.returncode == 0 and "seeds an arm (8)" in done.stdout and "-- --config.log.gradients=true" in done.stdout
+    )
+
+
+def test_the_script_sets_up_and_hands_its_flags_on():
+    script = (ROOT / "launch" / "decide.sh").read_text()
+    assert '"$root/launch/setup.sh"' in script and 'python" -m vgrout_jax.decide "$@"' in script

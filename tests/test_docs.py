@@ -503,6 +503,10 @@ def test_slurm_tasks_cover_the_grid_once(tmp_path):
     script = tmp_path / "launch" / "run.sh"
     script.write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
     script.chmod(0o755)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{ROOT}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
     lines = []
     for task in range(16):
         done = subprocess.run(
@@ -514,7 +518,8 @@ def test_slurm_tasks_cover_the_grid_once(tmp_path):
         assert done.returncode == (task == 15), done.stderr
         lines += done.stdout.splitlines()
     grid = {re.match(r"--config=configs/(\w+)\.py:fast --config\.seed=(\d) ", line).groups() for line in lines}
-    assert grid == {(arm, str(seed)) for arm in ARMS for seed in range(3)}
+    arms = {arm for arm, entry in ARMS.items() if entry.preregistered}
+    assert grid == {(arm, str(seed)) for arm in arms for seed in range(3)} and len(arms) == 5
     assert len({line.split()[2] for line in lines}) == 15
     assert all(line.endswith(" --config.teacher.pool=pool") for line in lines)
 

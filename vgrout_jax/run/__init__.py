@@ -12,4 +12,5 @@ continuation  whose workdir it is, what an earlier run in it means, cutting it b
 progress      what a step leaves to the next, and its way to disk and back
 snapshots     resume states: written in the background, checked when read
 preemption    SIGTERM and Ctrl-C
+queue         runs one after the other, from where an earlier queue was stopped
 """
