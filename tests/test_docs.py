@@ -278,6 +278,18 @@ def test_every_command_is_one():
                 assert os.access(ROOT / script, os.X_OK), f"{page.name}: {command}"
 
 
+@pytest.mark.slow
+def test_every_benchmark_that_pages_call_starts():
+    calls = {
+        (found[1], found[2])
+        for page in PAGES
+        for found in re.finditer(r"\bpython3? (-m )?(benchmarks[/.]\w+(?:\.py)?)", page.read_text(encoding="utf-8"))
+    }
+    assert len(calls) >= 5
+    for module, name in sorted(calls, key=str):
+        assert "usage" in run([*(["-m"] if module else []), name, "--help"], ROOT), name
+
+
 def test_every_training_command_is_accepted():
     """`main` reads each and finds no fault with it; what needs the edits of its page is left to that page's test."""
     found = []
