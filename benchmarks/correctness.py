@@ -1,6 +1,6 @@
 """Numbers of the accelerator against float32 on the CPU, and whether they repeat: logits, the step, the sampler.
 
-    python benchmarks/correctness.py --shape=qwen3-4b --out=figures.json
+    python -m benchmarks.correctness --shape=qwen3-4b --out=figures.json
 
 The shape gives the widths; layers, vocabulary and batch are cut down so that the CPU has the reference in seconds.
 Both sides have the same weights, drawn in the shape's dtype on the CPU: float32 weights are those in bfloat16, cast.
@@ -26,10 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import shapes
-import tables
-import update
 
+from benchmarks import shapes, tables, update
 from vgrout_jax.model import head, lora2r, qwen3, sharding
 from vgrout_jax.model.policy import Frozen
 from vgrout_jax.rl.state import TrainState

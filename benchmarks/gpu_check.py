@@ -22,8 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import shapes  # it imports jax, but nothing here asks for a device, which is the parts'
-import tables
+from benchmarks import shapes, tables
 
 HERE = Path(__file__).resolve().parent
 _PLATFORMS = {"cuda": "cuda,cpu", "rocm": "rocm,cpu", "tpu": "tpu,cpu", "cpu": "cpu"}
@@ -37,7 +36,7 @@ class Part:
 
     Attributes:
         name: of its log and figures.
-        script: its file.
+        script: its module.
         arguments: beside --json.
         full: arguments at Qwen3-4B's shapes alone.
         shaped: whether it takes --shape.
@@ -52,13 +51,13 @@ class Part:
 
 # What the targets ask for comes first. Compilation is cold where these programs are compiled first, in `memory`.
 PARTS = (
-    Part("roofline", "roofline.py", ("--dtype=bfloat16",), shaped=False),
-    Part("correctness", "correctness.py"),
-    Part("memory", "memory.py"),
-    Part("again", "memory.py"),
-    Part("sampler", "sampler.py", ("--repeats=2",), full=("--rows=64,256", "--context=900")),
-    Part("step", "step.py", ("--arms=routeV,none", "--repeats=1", "--warm=short")),
-    Part("update", "update.py", ("--repeats=2",), full=("--prompts=2",)),
+    Part("roofline", "roofline", ("--dtype=bfloat16",), shaped=False),
+    Part("correctness", "correctness"),
+    Part("memory", "memory"),
+    Part("again", "memory"),
+    Part("sampler", "sampler", ("--repeats=2",), full=("--rows=64,256", "--context=900")),
+    Part("step", "step", ("--arms=routeV,none", "--repeats=1", "--warm=short")),
+    Part("update", "update", ("--repeats=2",), full=("--prompts=2",)),
 )
 
 
@@ -125,7 +124,7 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
     """The part's command line."""
     own = [f"--shape={options.shape}"] if part.shaped else []
     own += [*part.arguments, *(part.full if options.shape == FULL else ())]
-    return [sys.executable, str(HERE / part.script), *own, f"--json={options.out / part.name}.json"]
+    return [sys.executable, "-m", f"{HERE.name}.{part.script}", *own, f"--json={options.out / part.name}.json"]
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
@@ -165,11 +164,11 @@ def run_parts(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for number, part in enumerate(chosen, 1):
         left = end - time.monotonic()
-        if not (HERE / part.script).exists():
+        if not (HERE / f"{part.script}.py").exists():
             found[part.name] = {
                 "status": "absent",
                 "seconds": 0.0,
-                "last_line": f"there is no benchmarks/{part.script}",
+                "last_line": f"there is no benchmarks/{part.script}.py",
             }
         elif left < _LEAST_SECONDS:
             found[part.name] = {

@@ -1,6 +1,6 @@
 """Answers per second of the grader, per core, against a plain one that starts interpreters.
 
-    python benchmarks/grader.py --problems=FILE [--workers=2] [--repeats=2]
+    python -m benchmarks.grader --problems=FILE [--workers=2] [--repeats=2]
 
 The mix holds ten answers for every problem: its reference solution, two wrong ones, one that does not compile, and
 one for each of the six flaws, in its own mode. Rates are answers per CPU second of everything that takes part (this

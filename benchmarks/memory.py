@@ -1,7 +1,7 @@
 """Memory and compile time of a step's programs, from the compiled programs themselves; nothing is allocated.
 
-    python benchmarks/memory.py --shape=qwen3-4b
-    JAX_COMPILATION_CACHE_DIR=cache python benchmarks/memory.py --shape=qwen3-4b     twice: cold, and from the cache
+    python -m benchmarks.memory --shape=qwen3-4b
+    JAX_COMPILATION_CACHE_DIR=cache python -m benchmarks.memory --shape=qwen3-4b     twice: cold, and from the cache
 
 For each program: arguments, outputs, temporaries, what is donated (arguments whose memory an output takes), and what
 stays on the device beside it. No program may hold a float32 array of all rollouts' logits, [N, T, V]; the command
@@ -28,16 +28,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flops
 import jax
 import jax.numpy as jnp
-import shapes
-import tables
-import timing
-import update
-import work
-from compiled_flops import compiled_flops
 
+from benchmarks import flops, shapes, tables, timing, update, work
+from benchmarks.compiled_flops import compiled_flops
 from vgrout_jax.common import xla
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, padding, qwen3

@@ -1,10 +1,10 @@
 """Where the time of a profiled step goes, as a picture and a table: by phase of the step and part of the model.
 
     ./launch/run.sh --config=configs/routeV.py:toy --config.profile.steps=2 --workdir=runs/a
-    python benchmarks/profile_picture.py runs/a --out=profile.png
+    python -m benchmarks.profile_picture runs/a --out=profile.png
 
-    python benchmarks/update.py --shape=cpu --arms=none --profile=trace       or step.py: of a benchmark instead
-    python benchmarks/profile_picture.py trace --out=profile.png
+    python -m benchmarks.update --shape=cpu --arms=none --profile=trace       or step.py: of a benchmark instead
+    python -m benchmarks.profile_picture trace --out=profile.png
 
 Reads what `--config.profile.steps` leaves under WORKDIR/profile. Each operation that a device ran is known there by
 its program and its name; the programs themselves, which the profile holds too, tell which part of the model it
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tables
+from benchmarks import tables
 
 # Programs of a step by their names, and what the picture calls them.
 PHASES = {"jit_step": "update", "jit_advance": "decode", "jit_prefill": "prefill", "jit_extract": "direction"}

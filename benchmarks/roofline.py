@@ -1,6 +1,6 @@
 """What the device can do at most: matrix products and memory bandwidth, measured in the same run, or published.
 
-    python benchmarks/roofline.py --dtype=float32
+    python -m benchmarks.roofline --dtype=float32
 
 On the CPU a rate is per CPU second of all threads together, so that other programs change it little and one thread
 is held against one thread (`taskset -c 0` leaves a process one core). On an accelerator it is per second of wall
@@ -16,8 +16,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import tables
-import timing
+
+from benchmarks import tables, timing
 
 # Part of the device's name -> dense bfloat16 operations and bytes per second, from the vendor's data sheets.
 PUBLISHED = {

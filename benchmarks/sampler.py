@@ -1,7 +1,7 @@
 """Decoding: tokens per second at a mean context, against what reading weights and cache takes.
 
-    python benchmarks/sampler.py --shape=qwen3-4b --rows=64,256 --context=900      on an accelerator
-    taskset -c 0 python benchmarks/sampler.py --shape=cpu --rows=64 --context=540  one thread: CPU seconds
+    python -m benchmarks.sampler --shape=qwen3-4b --rows=64,256 --context=900      on an accelerator
+    taskset -c 0 python -m benchmarks.sampler --shape=cpu --rows=64 --context=540  one thread: CPU seconds
 
 Every row's prompt is so long that --new-tokens more make the mean context what was asked for; both blocks of the
 adapter are live. Eight rows continue one prompt. The decode loop is timed alone, after a call that compiles. The
@@ -15,12 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import roofline
-import shapes
-import tables
-import timing
-import work
 
+from benchmarks import roofline, shapes, tables, timing, work
 from vgrout_jax.model import lora2r
 from vgrout_jax.sampling import decode, sampler
 

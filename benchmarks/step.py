@@ -1,7 +1,7 @@
 """The whole step, generation and update: seconds of each phase, routeV over none, and the floors of both.
 
-    taskset -c 0 python benchmarks/step.py --shape=cpu           one thread: CPU seconds a step
-    python benchmarks/step.py --shape=qwen3-4b --repeats=1 --warm=short      on an accelerator
+    taskset -c 0 python -m benchmarks.step --shape=cpu           one thread: CPU seconds a step
+    python -m benchmarks.step --shape=qwen3-4b --repeats=1 --warm=short      on an accelerator
 
 `taskset -c 0` leaves the process one core, and XLA as many threads. Weights and prompts are random. The update trains
 on the completions that generation has drawn: with --mean-tokens so many ids of the vocabulary end a completion that
@@ -22,13 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import roofline
-import shapes
-import tables
-import timing
-import update
-import work
 
+from benchmarks import roofline, shapes, tables, timing, update, work
 from vgrout_jax.model import lora2r, sharding
 from vgrout_jax.rl.state import Batch
 from vgrout_jax.sampling import sampler

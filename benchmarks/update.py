@@ -1,8 +1,8 @@
 """The optimiser step: work, memory and time of an arm, against the floors that its passes set (benchmarks/work.py).
 
-    taskset -c 0 python benchmarks/update.py --shape=cpu     time and work on one thread, routeV over none
-    python benchmarks/update.py --shape=qwen3-4b --look      of the compiled program alone; nothing allocated
-    python benchmarks/update.py --shape=qwen3-4b --prompts=2 one eighth of the step's rollouts, on an accelerator
+    taskset -c 0 python -m benchmarks.update --shape=cpu     time and work on one thread, routeV over none
+    python -m benchmarks.update --shape=qwen3-4b --look      of the compiled program alone; nothing allocated
+    python -m benchmarks.update --shape=qwen3-4b --prompts=2 one eighth of the step's rollouts, on an accelerator
 
 A step is one forward and backward pass (none), or two (routeV: the probe's and the masked one) and a forward of the
 rows whose sampling policy is trained otherwise, unless they were sampled at temperature 1, where the sampler's own
@@ -23,15 +23,10 @@ import dataclasses
 import time
 from typing import Any
 
-import flops
 import jax
 import numpy as np
-import roofline
-import shapes
-import tables
-import timing
-import work
 
+from benchmarks import flops, roofline, shapes, tables, timing, work
 from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.config import Config
 from vgrout_jax.rl.optim import make_optimizer

@@ -14,9 +14,8 @@ import math
 
 import jax.numpy as jnp
 import numpy as np
-import roofline
-import shapes
 
+from benchmarks import roofline, shapes
 from vgrout_jax.model import qwen3
 
 # Passes over every token besides the KL reference's forward: (forward and backward with the adapter's gradient,

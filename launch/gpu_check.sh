@@ -28,4 +28,4 @@ print(" ".join(name for name in names if importlib.util.find_spec(name) is None)
 # The largest program, the decode loop of a whole step, needs more than the three quarters that JAX takes by itself.
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.93}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-exec "$python" "$root/benchmarks/gpu_check.py" "$@"
+exec "$python" -m benchmarks.gpu_check "$@"

@@ -1,24 +1,14 @@
 """The benchmarks' formulas and readings against counts of real programs and arrays; no noisy clock decides."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import flops
-import memory
-import roofline
-import shapes
-import timing
-import work
-
+from benchmarks import flops, memory, roofline, shapes, timing, work
 from vgrout_jax.model import logprobs, lora2r, parameters, qwen3
 
 TINY = shapes.SHAPES["tiny"]

@@ -16,11 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import correctness
-import gpu_check
-import shapes
+from benchmarks import correctness, gpu_check, shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = shapes.SHAPES["tiny"]
@@ -91,11 +87,12 @@ def test_a_part_that_fails_or_hangs_ends_no_other(tmp_path, monkeypatch, capsys)
         "slow": "import time\ntime.sleep(60)",
         "good": "print(1)",
     }
+    (tmp_path / "parts").mkdir()
     for name, text in scripts.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    monkeypatch.setattr(gpu_check, "HERE", tmp_path)
+        (tmp_path / "parts" / f"{name}.py").write_text(text)
+    monkeypatch.setattr(gpu_check, "HERE", tmp_path / "parts")
     names = ("bad", "good", "absent", "slow", "good2")
-    parts = tuple(gpu_check.Part(name, f"{name.rstrip('2')}.py", shaped=False) for name in names)
+    parts = tuple(gpu_check.Part(name, name.rstrip("2"), shaped=False) for name in names)
     monkeypatch.setattr(gpu_check, "PARTS", parts)
     monkeypatch.setattr(gpu_check, "_LEAST_SECONDS", 0.5)
     options = SimpleNamespace(out=tmp_path, platform="cpu", shape="tiny", minutes=5 / 60, parts=list(names))
@@ -119,9 +116,9 @@ class Absent:
         if name.partition(".")[0] in {ABSENT!r}:
             raise ModuleNotFoundError("made absent: " + name)
 sys.meta_path.insert(0, Absent())
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
+sys.path.insert(0, {str(ROOT)!r})
 for name in {names!r}:
-    __import__(name)
+    __import__("benchmarks." + name)
 print("imported")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -3,13 +3,10 @@
 import gzip
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import profile_picture
+from benchmarks import profile_picture
 
 
 def message(*parts: tuple[int, bytes | int]) -> bytes:

@@ -1,22 +1,14 @@
 """The step costs no more than it did: operations, bytes, memory and compilations, which no noisy clock decides."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-import flops
-import shapes
-import update
-import work
-from compiled_flops import compiled_flops
-
+from benchmarks import flops, shapes, update, work
+from benchmarks.compiled_flops import compiled_flops
 from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import sharding
 from vgrout_jax.rl.optim import make_optimizer

@@ -1,0 +1,1 @@
+"""What it costs: programs run from a checkout, `python -m benchmarks.step --shape=cpu`."""
