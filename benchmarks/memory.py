@@ -91,7 +91,7 @@ def begun(
     seats: int,
     slots: int,
     **given: Any,
-) -> tuple[decode.Policy, decode.Prompts, decode.Rows, decode.State]:
+) -> tuple[decode.DecodeWeights, decode.Prompts, decode.Rows, decode.State]:
     """What `Sampler.begin` returns, as shapes and types."""
     policy = given.pop("source_policy")
     read = sample.prefill.eval_shape(base, adapter, prompts, valid, policy)
@@ -99,7 +99,7 @@ def begun(
     lengths, rows, state = sample.start.eval_shape(prompts, valid, policy, slots=slots, **given)
     count = sample.settings.config.num_layers
     head = {name: leaf for name, leaf in base.items() if name != "layers"}
-    return decode.Policy(head, (layer,) * count), decode.Prompts(lengths, (cache,) * count, seats), rows, state
+    return decode.DecodeWeights(head, (layer,) * count), decode.Prompts(lengths, (cache,) * count, seats), rows, state
 
 
 def _sampler_arguments(shape: shapes.Shape, inputs: shapes.Inputs) -> tuple[tuple, dict]:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import flops, memory, roofline, shapes, timing, work
 from vgrout_jax.model import logprobs, lora2r, parameters, qwen3
+from vgrout_jax.model.policy import Policy
 
 TINY = shapes.SHAPES["tiny"]
 
@@ -21,8 +22,8 @@ def test_the_floor_counts_a_forward_pass_without_its_attention():
     prompts, tokens = (jax.ShapeDtypeStruct((rows, length), jnp.int32) for length in (before, new + 1))
 
     def forward(base, prompts, tokens):
-        caches = logprobs.prompt_caches(model, base, prompts, jnp.ones(prompts.shape, bool))
-        return logprobs.continued_logprobs(model, base, caches, jnp.full(rows, before), tokens, chunk=1024)
+        caches = logprobs.prompt_caches(model, Policy(base), prompts, jnp.ones(prompts.shape, bool))
+        return logprobs.continued_logprobs(model, Policy(base), caches, jnp.full(rows, before), tokens, chunk=1024)
 
     counted = flops.matmul_flops(forward, parameters.abstract_parameters(model), prompts, tokens)
     compared = (model.num_layers - 1) * before**2 + model.num_layers * new * (before + new)

@@ -11,6 +11,7 @@ import pytest
 
 from vgrout_jax.model import head, logprobs, lora2r, parameters, qwen3
 from vgrout_jax.model.logprobs import continued_logprobs, prompt_caches
+from vgrout_jax.model.policy import Policy
 
 ROWS, LENGTH, VOCABULARY = 3, 7, 40
 CONFIG = qwen3.Qwen3Config(VOCABULARY, 16, 24, 2, 4, 2, 6)
@@ -32,15 +33,7 @@ def model() -> tuple[dict, lora2r.Adapter]:
 def completion_logprobs(tokens, valid, adapter, scale=None, *, length=LENGTH, chunk=4):
     route = lora2r.full_route(len(tokens)) if adapter is not None else None
     return logprobs.completion_logprobs(
-        CONFIG,
-        model()[0],
-        tokens,
-        valid,
-        completion_length=length,
-        chunk=chunk,
-        adapter=adapter,
-        route=route,
-        scale=scale,
+        CONFIG, Policy(model()[0], adapter, route, scale), tokens, valid, completion_length=length, chunk=chunk
     )
 
 
@@ -116,18 +109,18 @@ def test_reading_the_prompt_first_changes_neither_values_nor_gradients(remat):
     route = lora2r.Route(jnp.arange(ROWS) % 2 == 0, jnp.arange(ROWS) % 4 == 0)
 
     def whole(deltas, scale):
-        options = {"adapter": lora2r.Adapter(adapter.init, deltas), "route": route, "scale": scale, "chunk": 4}
+        policy = Policy(base, lora2r.Adapter(adapter.init, deltas), route, scale)
         arrays = jnp.asarray(tokens), jnp.asarray(valid)
-        logprobs = completion_logprobs(config, base, *arrays, completion_length=LENGTH, **options)
-        return jnp.sum(logprobs * weights), logprobs
+        found = logprobs.completion_logprobs(config, policy, *arrays, completion_length=LENGTH, chunk=4)
+        return jnp.sum(found * weights), found
 
     def in_two(deltas, scale):
-        options = {"adapter": lora2r.Adapter(adapter.init, deltas), "route": route, "scale": scale}
+        policy = Policy(base, lora2r.Adapter(adapter.init, deltas), route, scale)
         prompts, where = jnp.asarray(tokens[:, :BUCKET]), jnp.asarray(valid[:, :BUCKET])
-        caches = prompt_caches(config, base, prompts, where, **options)
+        caches = prompt_caches(config, policy, prompts, where)
         following, lengths = jnp.asarray(tokens[:, BUCKET - 1 :]), where.sum(1)
-        logprobs = continued_logprobs(config, base, caches, lengths, following, chunk=4, **options)
-        return jnp.sum(logprobs * weights), logprobs
+        found = continued_logprobs(config, policy, caches, lengths, following, chunk=4)
+        return jnp.sum(found * weights), found
 
     ones = lora2r.probe_ones(CONFIG.num_layers, ROWS, 2)
     (expected, found) = (
@@ -146,17 +139,15 @@ def float32_shapes(chunk: int) -> set[tuple[int, ...]]:
     tokens, valid = batch()
 
     def loss(deltas):
-        logprobs = completion_logprobs(
+        found = logprobs.completion_logprobs(
             CONFIG,
-            base,
+            Policy(base, adapter.replace(deltas=deltas), lora2r.full_route(ROWS)),
             jnp.asarray(tokens),
             jnp.asarray(valid),
             completion_length=LENGTH,
             chunk=chunk,
-            adapter=adapter.replace(deltas=deltas),
-            route=lora2r.full_route(ROWS),
         )
-        return jnp.sum(logprobs)
+        return jnp.sum(found)
 
     text = jax.jit(jax.value_and_grad(loss)).lower(adapter.deltas).compile().as_text()
     return {tuple(map(int, shape.split(","))) for shape in re.findall(r"\bf32\[([\d,]+)\]", text)}

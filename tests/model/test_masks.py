@@ -7,6 +7,7 @@ import pytest
 
 from vgrout_jax.model import lora2r, parameters, qwen3
 from vgrout_jax.model.logprobs import completion_logprobs
+from vgrout_jax.model.policy import Policy
 
 RANK = 2
 CONFIG = qwen3.Qwen3Config(64, 16, 24, 2, 4, 2, 6)
@@ -48,13 +49,11 @@ def loss(model, deltas, route, weights):
     tokens, valid, _ = batch()
     logprobs = completion_logprobs(
         CONFIG,
-        base,
+        Policy(base, adapter.replace(deltas=deltas), route),
         jnp.asarray(tokens),
         jnp.asarray(valid),
         completion_length=LENGTH,
         chunk=16,
-        adapter=adapter.replace(deltas=deltas),
-        route=route,
     )
     return jnp.sum(weights * logprobs)
 
@@ -70,7 +69,7 @@ def solo_gradient(model, tokens, valid, weights, route):
         base, adapter = model
         changed = adapter.replace(deltas=deltas)
         logprobs = completion_logprobs(
-            CONFIG, base, tokens, valid, completion_length=LENGTH, chunk=4, adapter=changed, route=route
+            CONFIG, Policy(base, changed, route), tokens, valid, completion_length=LENGTH, chunk=4
         )
         return jnp.sum(weights * logprobs)
 
@@ -158,13 +157,11 @@ def test_masks_act_on_the_values_as_ablation_does(model):
     def logprobs(deltas, route):
         return completion_logprobs(
             CONFIG,
-            base,
+            Policy(base, adapter.replace(deltas=deltas), route),
             jnp.asarray(tokens),
             jnp.asarray(valid),
             completion_length=LENGTH,
             chunk=16,
-            adapter=adapter.replace(deltas=deltas),
-            route=route,
         )
 
     deployed = logprobs(lora2r.ablate(adapter.deltas), route_of([HACK] * ROWS))

@@ -7,6 +7,7 @@ import torch
 from tests import tiny
 from tests.routing import torch_probe
 from vgrout_jax.model import lora2r
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.model.residuals import residual_means
 
 
@@ -17,7 +18,7 @@ def test_means_equal_transformers_hidden_states(frozen, deltas, blocks):
     route = (lora2r.full_route if blocks == 2 else lora2r.ablated_route)(tiny.ROWS)
     adapter = lora2r.Adapter(frozen.init, deltas)
     arrays = (batch.tokens, batch.valid, batch.completion_mask)
-    found = np.asarray(residual_means(model, frozen.base, *arrays, adapter=adapter, route=route))
+    found = np.asarray(residual_means(model, Policy(frozen.base, adapter, route), *arrays))
     assert found.shape == (tiny.ROWS, model.num_layers, model.hidden_size)
     oracle = torch_probe.Oracle(model, frozen, deltas, blocks=blocks).model
     states = []
@@ -36,5 +37,5 @@ def test_means_equal_transformers_hidden_states(frozen, deltas, blocks):
 def test_a_row_without_a_completion_has_mean_zero(frozen, deltas):
     batch = tiny.batch()
     nothing = batch.completion_mask & False
-    found = residual_means(tiny.model(), frozen.base, batch.tokens, batch.valid, nothing)
+    found = residual_means(tiny.model(), Policy(frozen.base), batch.tokens, batch.valid, nothing)
     assert not np.asarray(found).any()

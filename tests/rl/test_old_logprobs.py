@@ -10,6 +10,7 @@ from tests import tiny
 from tests.rl.stepping import make_config, run_step
 from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import logprobs, lora2r
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.rl.old_logprobs import make_old_logprobs
 from vgrout_jax.routing import gate
 
@@ -18,13 +19,11 @@ def sampled_logprobs(frozen, deltas, batch):
     """log pi of the policy that sampled each row, the teacher's rows by the full one, as a plain forward gives it."""
     return logprobs.completion_logprobs(
         tiny.model(),
-        frozen.base,
+        Policy(frozen.base, lora2r.Adapter(frozen.init, deltas), lora2r.Route(batch.quarantine_sampled)),
         batch.tokens,
         batch.valid,
         completion_length=tiny.NEW_TOKENS,
         chunk=64,
-        adapter=lora2r.Adapter(frozen.init, deltas),
-        route=lora2r.Route(batch.quarantine_sampled),
     )
 
 

@@ -14,6 +14,7 @@ from tests.rl.stepping import CONFIGS, compiled, key, make_config, make_rows, ro
 from vgrout_jax.arms.compose import make_arm
 from vgrout_jax.model import lora2r, padding, sharding
 from vgrout_jax.model.logprobs import completion_logprobs
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.rl import grpo, optim
 from vgrout_jax.rl.schedule import prefix
 from vgrout_jax.rl.state import initial_state
@@ -42,13 +43,11 @@ def solo_gradient(settings: str):
         def logprobs(adapter, route):
             return completion_logprobs(
                 tiny.model(),
-                frozen.base,
+                Policy(frozen.base, adapter, route),
                 row.batch.tokens,
                 row.batch.valid,
                 completion_length=tiny.NEW_TOKENS,
                 chunk=7,
-                adapter=adapter,
-                route=route,
             )
 
         current = logprobs(lora2r.Adapter(frozen.init, values), route)

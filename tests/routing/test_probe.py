@@ -12,7 +12,8 @@ from tests import tiny
 from tests.routing import torch_probe
 from vgrout_jax.model import lora2r
 from vgrout_jax.model.logprobs import completion_logprobs
-from vgrout_jax.model.policy import Frozen
+from vgrout_jax.model.policy import Frozen, Policy
+from vgrout_jax.rl.schedule.prompt_gradients import backward_through_prompts
 from vgrout_jax.routing import direction, probe
 
 ROUTES = {"ablated": lora2r.ablated_route, "full": lora2r.full_route}
@@ -47,14 +48,11 @@ def rollout_loss(model, frozen, deltas, batch, weights, scale, *, route):
     """Sum over rollouts of weight times -sum_t log pi_t."""
     logprobs = completion_logprobs(
         model,
-        frozen.base,
+        Policy(frozen.base, lora2r.Adapter(frozen.init, deltas), ROUTES[route](batch.tokens.shape[0]), scale),
         batch.tokens,
         batch.valid,
         completion_length=batch.completion_mask.shape[1],
         chunk=16,
-        adapter=lora2r.Adapter(frozen.init, deltas),
-        route=ROUTES[route](batch.tokens.shape[0]),
-        scale=scale,
     )
     return -jnp.sum(weights * jnp.where(batch.completion_mask, logprobs, 0.0).sum(axis=1))
 
@@ -209,7 +207,7 @@ def test_every_rollout_goes_back_through_its_own_prompt(rows):
     def pull(gradients):  # [L, 1, Q, tokens]
         return ({"q_proj": jnp.einsum("kQt,lQktr->lQr", gradients[:, 0], ways)},)
 
-    found = probe.through_prompts(of_caches, pull, rows)["q_proj"]
+    found = backward_through_prompts(of_caches, pull, rows)["q_proj"]
     for row in range(prompts * rows):
         expected = np.einsum("kt,lktr->lr", of_caches[:, row], ways[:, row // rows])
         np.testing.assert_allclose(found[:, row], expected, atol=1e-5)

@@ -32,6 +32,7 @@ from tests.model.sampling import (
     whole_sequences,
 )
 from vgrout_jax.model import head, logprobs, lora2r, padding, qwen3
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.sampling import decode, draw_token, sampler
 
 
@@ -39,14 +40,7 @@ from vgrout_jax.sampling import decode, draw_token, sampler
 def recompute(config: qwen3.Qwen3Config, base: dict, adapter, tokens: jax.Array, valid: jax.Array):
     route = lora2r.Route(jnp.asarray(POLICIES[SOURCE_OF_ROW]))
     return logprobs.completion_logprobs(
-        config,
-        base,
-        tokens,
-        valid,
-        completion_length=NEW_TOKENS,
-        chunk=16,
-        adapter=adapter,
-        route=route,
+        config, Policy(base, adapter, route), tokens, valid, completion_length=NEW_TOKENS, chunk=16
     )
 
 

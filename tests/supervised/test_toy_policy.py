@@ -77,7 +77,7 @@ def copying(folder):
     examples = fit.lay_out(rows, tokenizer.pad_id)
     logprobs = completion_logprobs(
         model,
-        hub.load_parameters(folder, model),
+        Policy(hub.load_parameters(folder, model)),
         jnp.asarray(examples.tokens),
         jnp.asarray(examples.valid),
         completion_length=examples.completion_mask.shape[1],

@@ -120,8 +120,8 @@ def side_logprobs(run: Run, batch: PairBatch, deltas: lora2r.Factors) -> Float[n
 
     @jax.jit
     def logprobs(rows: Sides) -> jax.Array:
-        settings = {"adapter": lora2r.Adapter(run.frozen.init, deltas), "route": lora2r.ablated_route(size)}
-        return extraction.length_mean_logprobs(run.config, run.model, run.frozen.base, rows, **settings)
+        policy = run.frozen.policy(deltas, lora2r.ablated_route(size))
+        return extraction.length_mean_logprobs(run.config, run.model, policy, rows)
 
     padded = jax.tree.map(lambda leaf: jnp.pad(leaf, ((0, -count % size), (0, 0))), sides)
     chunks = [jax.tree.map(lambda leaf, s=s: leaf[s : s + size], padded) for s in range(0, count, size)]

@@ -105,8 +105,8 @@ def build_reference(
     rows = references.tokens.shape[0]
 
     def mean_logprob(deltas: lora2r.Factors, frozen: Frozen) -> Float[Array, ""]:
-        adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.full_route(rows)
-        return length_mean_logprobs(config, model, frozen.base, references, adapter=adapter, route=route).mean()
+        policy = frozen.policy(deltas, lora2r.full_route(rows))
+        return length_mean_logprobs(config, model, policy, references).mean()
 
     return jax.jit(mean_logprob)
 

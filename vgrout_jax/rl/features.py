@@ -13,10 +13,10 @@ def rollout_features(
     model: qwen3.Qwen3Config, state: TrainState, frozen: Frozen, batch: Batch, *, micro_batch: int
 ) -> Float[Array, "N L D"]:
     """`residuals.residual_means` of every rollout, `micro_batch` (which divides N) at a time, quarantine ablated."""
-    adapter, route = lora2r.Adapter(frozen.init, state.deltas), lora2r.ablated_route(micro_batch)
+    policy = frozen.policy(state.deltas, lora2r.ablated_route(micro_batch))
 
     def body(_: None, rows: tuple[Array, Array, Array]) -> tuple[None, Array]:
-        return None, residual_means(model, frozen.base, *rows, adapter=adapter, route=route)
+        return None, residual_means(model, policy, *rows)
 
     leaves = (batch.tokens, batch.valid, batch.completion_mask)
     chunks = tuple(leaf.reshape(-1, micro_batch, leaf.shape[1]) for leaf in leaves)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from vgrout_jax.model import lora2r, qwen3
 from vgrout_jax.model.logprobs import completion_logprobs
-from vgrout_jax.model.policy import Frozen
+from vgrout_jax.model.policy import Frozen, Policy
 from vgrout_jax.rl.grpo import LossStats
 from vgrout_jax.rl.scorer import ProbeLoss, RowLosses, Rows
 from vgrout_jax.rl.state import Batch, TrainState
@@ -45,7 +45,8 @@ class PlainScorer:
         self, state: TrainState, frozen: Frozen, rows: Rows, needed: Bool[Array, "N"], samplers: tuple[bool, ...]
     ) -> Float[Array, "N T"]:
         def read(rows: Rows) -> Array:
-            return self._logprobs(frozen, state.deltas, rows.batch, lora2r.Route(rows.batch.quarantine_sampled))
+            policy = frozen.policy(state.deltas, lora2r.Route(rows.batch.quarantine_sampled))
+            return self._logprobs(policy, rows.batch)
 
         return self._some_at_a_time(read, rows)
 
@@ -57,7 +58,7 @@ class PlainScorer:
 
         def read(rows: Rows) -> tuple[Array, Array]:
             def of_scale(scale: dict[str, Array]) -> tuple[Array, Array]:
-                logprobs = self._logprobs(frozen, state.deltas, rows.batch, route, scale)
+                logprobs = self._logprobs(frozen.policy(state.deltas, route, scale), rows.batch)
                 return loss(logprobs, rows), logprobs
 
             gradients, logprobs = probe.probe_gradients(of_scale, ones)
@@ -71,13 +72,12 @@ class PlainScorer:
         def read(rows: Rows) -> tuple[Array, lora2r.Factors, LossStats]:
             def of_deltas(deltas: lora2r.Factors) -> tuple[Array, LossStats]:
                 route = lora2r.Route(*gate.route_masks(rows.labels))
-                losses, stats = loss(self._logprobs(frozen, deltas, rows.batch, route), reference, rows)
+                losses, stats = loss(self._logprobs(frozen.policy(deltas, route), rows.batch), reference, rows)
                 return jnp.sum(losses), stats
 
             reference = None
             if self.has_reference:
-                nobody = lora2r.ablated_route(self.micro_batch)
-                reference = jax.lax.stop_gradient(self._logprobs(frozen, None, rows.batch, nobody))
+                reference = jax.lax.stop_gradient(self._logprobs(Policy(frozen.base), rows.batch))
             (value, stats), gradient = jax.value_and_grad(of_deltas, has_aux=True)(state.deltas)
             return value, gradient, stats
 
@@ -89,25 +89,15 @@ class PlainScorer:
         (value, gradient), stats = jax.lax.scan(add, nothing, self._split(rows))
         return value, gradient, _joined(stats)
 
-    def _logprobs(
-        self,
-        frozen: Frozen,
-        deltas: lora2r.Factors | None,
-        batch: Batch,
-        route: lora2r.Route,
-        scale: dict[str, Array] | None = None,
-    ) -> Float[Array, "n T"]:
-        """log pi of every completion token, behind its whole prompt; `deltas` None: the base with the adapter off."""
+    def _logprobs(self, policy: Policy, batch: Batch) -> Float[Array, "n T"]:
+        """log pi of every completion token, behind its whole prompt."""
         return completion_logprobs(
             self.model,
-            frozen.base,
+            policy,
             batch.tokens,
             batch.valid,
             completion_length=batch.completion_mask.shape[1],
             chunk=self.logprob_chunk,
-            adapter=None if deltas is None else lora2r.Adapter(frozen.init, deltas),
-            route=route,
-            scale=scale,
         )
 
     def _some_at_a_time(self, read: Callable[[Rows], Any], rows: Rows) -> Any:

@@ -14,7 +14,7 @@ from vgrout_jax.common import xla
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3, sharding
 from vgrout_jax.model.logprobs import completion_logprobs
-from vgrout_jax.model.policy import Frozen
+from vgrout_jax.model.policy import Frozen, Policy
 from vgrout_jax.model.residuals import residual_means
 from vgrout_jax.routing import probe
 
@@ -67,24 +67,17 @@ def build_extractor(
 def length_mean_logprobs(
     config: Config,
     model: qwen3.Qwen3Config,
-    base: dict,
+    policy: Policy,
     rows: Sides,
-    *,
-    adapter: lora2r.Adapter,
-    route: lora2r.Route,
-    scale: dict[str, Array] | None = None,
 ) -> Float[Array, "n"]:
     """Mean over each completion's tokens of their log-probability, in nats; 0 for a row without tokens."""
     logprobs = completion_logprobs(
         model,
-        base,
+        policy,
         rows.tokens,
         rows.valid,
         completion_length=rows.completion_mask.shape[1],
         chunk=config.model.logprob_chunk,
-        adapter=adapter,
-        route=route,
-        scale=scale,
     )
     mask = rows.completion_mask
     return jnp.where(mask, logprobs, 0.0).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1)
@@ -98,9 +91,8 @@ def side_gradients(
 
     def read(rows: Sides) -> Array:
         def loss(scale: dict[str, Array]) -> tuple[Array, None]:
-            adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.ablated_route(size)
-            settings = {"adapter": adapter, "route": route, "scale": scale}
-            return -jnp.sum(length_mean_logprobs(config, model, frozen.base, rows, **settings)), None
+            policy = frozen.policy(deltas, lora2r.ablated_route(size), scale)
+            return -jnp.sum(length_mean_logprobs(config, model, policy, rows)), None
 
         ones = lora2r.probe_ones(model.num_layers, size, config.adapter.rank)
         gradients, _ = probe.probe_gradients(loss, ones)
@@ -116,9 +108,8 @@ def side_features(
     size = config.direction.pairs_per_batch
 
     def read(rows: Sides) -> Array:
-        adapter, route = lora2r.Adapter(frozen.init, deltas), lora2r.ablated_route(size)
-        given = (model, frozen.base, rows.tokens, rows.valid, rows.completion_mask)
-        return residual_means(*given, adapter=adapter, route=route)
+        policy = frozen.policy(deltas, lora2r.ablated_route(size))
+        return residual_means(model, policy, rows.tokens, rows.valid, rows.completion_mask)
 
     return _by_batches(read, sides, size, mesh)
 

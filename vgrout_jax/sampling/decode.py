@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.model import head, lora2r, norms, qwen3, sharding
 from vgrout_jax.model.logprobs import prompt_caches
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.sampling import cache_attention, decode_layer, draw_token
 
 
@@ -43,7 +44,7 @@ class Settings:
 
 
 @struct.dataclass
-class Policy:
+class DecodeWeights:
     """The weights as the decode loop reads them.
 
     Attributes:
@@ -149,7 +150,7 @@ def prefill(
         _constrain(settings, leaf, "batch") for leaf in (prompts, prompt_valid, source_policy)
     )
     route = lora2r.Route(source_policy)
-    return prompt_caches(settings.config, base, prompts, prompt_valid, adapter=adapter, route=route)
+    return prompt_caches(settings.config, Policy(base, adapter, route), prompts, prompt_valid)
 
 
 def take_layer(
@@ -210,7 +211,7 @@ def empty_part(settings: Settings, rows: int, length: int) -> Part:
 
 def advance(
     settings: Settings,
-    weights: Policy,
+    weights: DecodeWeights,
     prompts: Prompts,
     rows: Rows,
     carry: tuple[State, Part],
@@ -250,7 +251,7 @@ def _constrain(settings: Settings, leaf: Array, *axes: str | None) -> Array:
 
 
 def _read(
-    settings: Settings, weights: Policy, prompts: Prompts, seated: Int[Array, "Q R"], rows: Rows, state: State
+    settings: Settings, weights: DecodeWeights, prompts: Prompts, seated: Int[Array, "Q R"], rows: Rows, state: State
 ) -> tuple[Array, tuple[tuple[Array, Array], ...]]:
     """Reads a token: its hidden state after the final norm, [N, D], and the caches with it in."""
     config = settings.config

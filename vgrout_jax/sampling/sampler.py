@@ -99,7 +99,7 @@ class Sampler:
         seats: int,
         slots: int,
         **rows: Any,
-    ) -> tuple[decode.Policy, decode.Prompts, decode.Rows, decode.State]:
+    ) -> tuple[decode.DecodeWeights, decode.Prompts, decode.Rows, decode.State]:
         """Reads the prompts and makes everything that `advance` needs; `rows` as `decode.start` takes them."""
         read = self.prefill(base, adapter, prompts, prompt_valid, source_policy)
         given = (base["layers"], adapter, read)
@@ -107,7 +107,7 @@ class Sampler:
         lengths, fixed, state = self.start(prompts, prompt_valid, source_policy, slots=slots, **rows)
         head = {name: leaf for name, leaf in base.items() if name != "layers"}
         layers, caches = (tuple(part) for part in zip(*taken, strict=True))
-        return decode.Policy(head, layers), decode.Prompts(lengths, caches, seats), fixed, state
+        return decode.DecodeWeights(head, layers), decode.Prompts(lengths, caches, seats), fixed, state
 
     def stream(
         self,

@@ -19,6 +19,7 @@ from vgrout_jax.config import OptimConfig
 from vgrout_jax.model import padding, qwen3, sharding
 from vgrout_jax.model.logprobs import completion_logprobs
 from vgrout_jax.model.parameters import abstract_parameters
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.rl.optim import make_optimizer
 
 
@@ -81,7 +82,7 @@ def token_loss(model: qwen3.Qwen3Config, parameters: dict, examples: Examples, *
     cast = jax.tree.map(lambda leaf: leaf.astype(model.dtype), parameters)
     logprobs = completion_logprobs(
         model,
-        cast,
+        Policy(cast),
         examples.tokens,
         examples.valid,
         completion_length=examples.completion_mask.shape[1],

@@ -9,10 +9,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vgrout_jax.config import Config
 from vgrout_jax.model import lora2r, qwen3
-from vgrout_jax.model.policy import Frozen
+from vgrout_jax.model.policy import Frozen, Policy
 from vgrout_jax.rl import grpo
 from vgrout_jax.rl.schedule.blocks import Block, Chunk, Cutter
-from vgrout_jax.rl.schedule.prefix import Caches, Reader, Variants, spread
+from vgrout_jax.rl.schedule.prefix import Caches, Reader, Variants, gather_rows
+from vgrout_jax.rl.schedule.prompt_gradients import PromptGradients, backward_through_prompts
 from vgrout_jax.rl.scorer import ProbeLoss, RowLosses, Rows
 from vgrout_jax.rl.state import Batch, TrainState
 from vgrout_jax.routing import gate, probe
@@ -58,30 +59,30 @@ class FastScorer:
         def read(scale: dict[str, Array]) -> Caches:
             return self._prompts(frozen, state.deltas, block, variants, scale)
 
-        def at(rows: Rows, behind: Caches, length: int) -> tuple[Any, Array]:
-            def of_scale(scale: dict[str, Array], behind: Caches) -> tuple[Array, Array]:
-                given = (frozen, state.deltas, rows.batch, variants.route(first), behind)
-                logprobs = self.reader.logprobs(*given, length=length, scale=scale)
+        def at(rows: Rows, prefix: Caches, length: int) -> tuple[Any, Array]:
+            def of_scale(scale: dict[str, Array], prefix: Caches) -> tuple[Array, Array]:
+                policy = frozen.policy(state.deltas, variants.route(first), scale)
+                logprobs = self.reader.logprobs(policy, rows.batch, prefix, length=length)
                 return loss(logprobs, rows), logprobs
 
             ones = lora2r.probe_ones(size[0], cut.rows, size[1])
-            return jax.grad(of_scale, argnums=(0, 1), has_aux=True)(ones, behind)
+            return jax.grad(of_scale, argnums=(0, 1), has_aux=True)(ones, prefix)
 
-        def body(back: probe.WayBack | None, chunk: Chunk) -> tuple[Any, tuple[Array, Array]]:
-            behind = spread(caches, chunk.groups, first)
-            (gradients, of_behind), logprobs = chunk.at_length(at, chunk.rows, behind)
+        def body(back: PromptGradients | None, chunk: Chunk) -> tuple[Any, tuple[Array, Array]]:
+            prefix = gather_rows(caches, chunk.groups, first)
+            (gradients, grad_prefix), logprobs = chunk.at_length(at, chunk.rows, prefix)
             if back is not None:
-                back = back.noted(chunk.numbers, of_behind)
+                back = back.with_rows(chunk.numbers, grad_prefix)
             elif cut.shares:
-                through = probe.through_prompts(of_behind, pull, cut.together)
+                through = backward_through_prompts(grad_prefix, pull, cut.together)
                 gradients = jax.tree.map(jnp.add, gradients, through)
             return back, (probe.deployed_half(gradients, lora2r.MODULES), logprobs)
 
         caches, pull = jax.vjp(read, lora2r.probe_ones(size[0], groups, size[1]))
         if cut.positions is None:
             return block.scan(body, None)[1]
-        back, (own, logprobs) = block.scan(body, probe.WayBack.of(caches, cut.size))
-        through = back.through(pull, block.needed.reshape(groups, cut.size), cut.together)
+        back, (own, logprobs) = block.scan(body, PromptGradients.zeros(caches, cut.size))
+        through = back.pull_back(pull, block.needed.reshape(groups, cut.size), cut.together)
         through = through.reshape(-1, *own.shape[2:]).at[block.numbers].get(mode="fill", fill_value=0)
         return own + through, logprobs
 
@@ -105,13 +106,13 @@ class FastScorer:
         def visit(_: None, block: Block) -> tuple[None, Array]:
             caches = self._prompts(frozen, state.deltas, block, variants)
 
-            def at(rows: Batch, behind: Caches, length: int) -> Array:
-                route = variants.route(of(rows))
-                return self.reader.logprobs(frozen, state.deltas, rows, route, behind, length=length)
+            def at(rows: Batch, prefix: Caches, length: int) -> Array:
+                policy = frozen.policy(state.deltas, variants.route(of(rows)))
+                return self.reader.logprobs(policy, rows, prefix, length=length)
 
             def body(_: None, chunk: Chunk) -> tuple[None, Array]:
-                behind = spread(caches, chunk.groups, of(chunk.rows))
-                return None, chunk.at_length(at, chunk.rows, behind)
+                prefix = gather_rows(caches, chunk.groups, of(chunk.rows))
+                return None, chunk.at_length(at, chunk.rows, prefix)
 
             return block.scan(body, None)
 
@@ -190,14 +191,13 @@ class FastScorer:
         """log pi of a chunk's rows under their labels' masks, and of the base with the adapter off."""
         batch, labels = rows.batch, rows.labels
         policies = self._policies(labels)
-        behind = spread(caches, groups, policies)
-        route = self._variants().route(policies)
-        logprobs = self.reader.logprobs(frozen, deltas, batch, route, behind, length=length)
+        policy = frozen.policy(deltas, self._variants().route(policies))
+        logprobs = self.reader.logprobs(policy, batch, gather_rows(caches, groups, policies), length=length)
         if reference_caches is None:
             return logprobs, None
         with jax.named_scope("reference"):
-            base = (lora2r.ablated_route(labels.size), spread(reference_caches, groups, jnp.zeros_like(labels)))
-            reference = self.reader.logprobs(frozen, None, batch, *base, length=length)
+            prefix = gather_rows(reference_caches, groups, jnp.zeros_like(labels))
+            reference = self.reader.logprobs(Policy(frozen.base), batch, prefix, length=length)
         return logprobs, jax.lax.stop_gradient(reference)
 
     def _variants(self) -> Variants:
