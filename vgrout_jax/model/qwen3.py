@@ -101,8 +101,39 @@ def rotary(positions: Int[Array, "N T"], config: Qwen3Config) -> tuple[Array, Ar
     return jnp.cos(angles), jnp.sin(angles)
 
 
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """The linear maps of a layer with their adapters, however their weights lie: one by one, or side by side."""
+
+    heads: Callable[[Array], Any]  # [N, T, D] -> queries, keys and values, in the form that the attention takes
+    out: Callable[[Array], Array]  # [N, T, H E] -> [N, T, D]
+    gated: Callable[[Array], Array]  # [N, T, D] -> silu(gate) * up, [N, T, F]
+    down: Callable[[Array], Array]  # [N, T, F] -> [N, T, D]
+
+
+def apply_layer(
+    x: Float[Array, "N T D"],
+    norm: Callable[[str, Array], Array],
+    maps: Maps,
+    attend: Callable[[Any], tuple[Array, Any]],
+) -> tuple[Float[Array, "N T D"], Any]:
+    """A decoder layer: attention and the gated feed-forward, each added to the residual stream behind a norm.
+
+    Args:
+        x: the residual stream.
+        norm: (name, hidden states) -> hidden states, for `input_norm` and `post_norm`.
+        maps: the layer's.
+        attend: from what `maps.heads` gives to what attention mixes, [N, T, H E], and what is returned beside it.
+    """
+    with jax.named_scope("attention"):
+        mixed, cache = attend(maps.heads(norm("input_norm", x)))
+        x = x + maps.out(mixed)
+    with jax.named_scope("mlp"):
+        return x + maps.down(maps.gated(norm("post_norm", x))), cache
+
+
 class Block(nn.Module):
-    """One decoder layer. Called on one layer's parameters, by the scan or by the decoder's own loop."""
+    """One decoder layer, its maps one by one. Called on one layer's parameters, by the scan or by the decode loop."""
 
     config: Qwen3Config
 
@@ -138,32 +169,36 @@ class Block(nn.Module):
                 out = out + lora2r.apply_fused(inputs, down, up, route, scale)
             return checkpoint_name(out, "product")
 
-        def norm(name: str, inputs: Array, size: int) -> Array:
-            return rms_norm(inputs, weight(name, (size,)), config.norm_epsilon)
+        def norm(name: str, inputs: Array) -> Array:
+            return rms_norm(inputs, weight(name, inputs.shape[-1:]), config.norm_epsilon)
 
-        def heads(flat: Array) -> Array:
-            return flat.reshape(rows, length, -1, config.head_dim)
+        def heads(name: str, hidden: Array) -> Array:
+            return linear(name, hidden).reshape(rows, length, -1, config.head_dim)
 
-        def placed(name: str, inputs: Array) -> Array:
-            return rotate(norm(name, inputs, config.head_dim), attention.cos, attention.sin)
+        def rotated(name: str, inputs: Array) -> Array:
+            return rotate(norm(name, inputs), attention.cos, attention.sin)
 
-        with jax.named_scope("attention"):
-            hidden = norm("input_norm", x, config.hidden_size)
-            if cache_alone:
-                keys, values = (heads(linear(name, hidden)) for name in GROUPS[0][1:])
-                return x, (placed("k_norm", keys), values)
-            queries, keys, values = (heads(linear(name, hidden)) for name in GROUPS[0])
-            queries, keys = placed("q_norm", queries), placed("k_norm", keys)
+        def mix(projected: tuple[Array, Array, Array]) -> tuple[Array, Any]:
+            queries, keys, values = projected
+            queries, keys = rotated("q_norm", queries), rotated("k_norm", keys)
             if attend is None:
                 mixed, cache = _attend(config, queries, keys, values, attention), (keys, values)
             else:
                 mixed, cache = attend(queries, keys, values)
-            x = x + linear("o_proj", mixed.reshape(rows, length, -1))
-        with jax.named_scope("mlp"):
-            hidden = norm("post_norm", x, config.hidden_size)
-            inner = nn.silu(linear("gate_proj", hidden)) * linear("up_proj", hidden)
-            x = x + linear("down_proj", inner)
-        return x, cache
+            return mixed.reshape(rows, length, -1), cache
+
+        if cache_alone:
+            with jax.named_scope("attention"):
+                hidden = norm("input_norm", x)
+                keys, values = (heads(name, hidden) for name in GROUPS[0][1:])
+                return x, (rotated("k_norm", keys), values)
+        maps = Maps(
+            heads=lambda hidden: tuple(heads(name, hidden) for name in GROUPS[0]),
+            out=functools.partial(linear, "o_proj"),
+            gated=lambda hidden: nn.silu(linear("gate_proj", hidden)) * linear("up_proj", hidden),
+            down=functools.partial(linear, "down_proj"),
+        )
+        return apply_layer(x, norm, maps, mix)
 
 
 def _attend(config: Qwen3Config, queries: Array, keys: Array, values: Array, attention: Attention) -> Array:

@@ -89,13 +89,16 @@ def read(
         return block.apply({"params": layer.parameters}, x, attention, layer.adapter, route, attend=attend_with)
     epsilon, weights = config.norm_epsilon, layer.parameters
     inputs, outputs, gate_up, down = layer.wide
-    with jax.named_scope("attention"):
-        hidden = rms_norm(x, weights["input_norm"], epsilon)
-        heads, norms = fused_linear.apply(hidden, inputs, quarantine_on), (weights["q_norm"], weights["k_norm"])
-        queries, cache = take_in(place, reach, attention, norms, cache, heads, epsilon=epsilon)
-        mixed = attend(cache, queries).reshape(*x.shape[:2], -1)
-        x = x + fused_linear.apply(mixed, outputs, quarantine_on)
-    with jax.named_scope("mlp"):
-        hidden = rms_norm(x, weights["post_norm"], epsilon)
-        inner = fused_linear.apply(hidden, gate_up, quarantine_on, gated=True)
-        return x + fused_linear.apply(inner, down, quarantine_on), cache
+
+    def mix(heads: Array) -> tuple[Array, Cache]:
+        norms = (weights["q_norm"], weights["k_norm"])
+        queries, written = take_in(place, reach, attention, norms, cache, heads, epsilon=epsilon)
+        return attend(written, queries).reshape(*x.shape[:2], -1), written
+
+    maps = qwen3.Maps(
+        heads=lambda hidden: fused_linear.apply(hidden, inputs, quarantine_on),
+        out=lambda mixed: fused_linear.apply(mixed, outputs, quarantine_on),
+        gated=lambda hidden: fused_linear.apply(hidden, gate_up, quarantine_on, gated=True),
+        down=lambda inner: fused_linear.apply(inner, down, quarantine_on),
+    )
+    return qwen3.apply_layer(x, lambda name, hidden: rms_norm(hidden, weights[name], epsilon), maps, mix)
