@@ -119,8 +119,21 @@ def spoil_verdicts(monkeypatch):
     return changed
 
 
+@pytest.fixture(scope="module")
+def shared_programs(tmp_path_factory):
+    """The arms' runs share most of their programs; what one has compiled the others load."""
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache"))}
+    settings["jax_persistent_cache_min_compile_time_secs"] = 0.2
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_program")
+@pytest.mark.usefixtures("one_program", "shared_programs")
 @pytest.mark.parametrize("name", VARIANTS)
 def test_noise_for_verdicts_changes_no_bit_but_where_a_monitor_is_read(name, tmp_path, monkeypatch):
     train.train(configured(name), tmp_path / "plain")

@@ -17,6 +17,7 @@ from vgrout_jax.env import modes
 from vgrout_jax.env.toy import answers, operations
 from vgrout_jax.env.toy.answers import TOY_MODES
 from vgrout_jax.model.logprobs import completion_logprobs
+from vgrout_jax.model.policy import Policy
 from vgrout_jax.supervised import fit, toy_policy
 from vgrout_jax.supervised.toy_policy import PretrainConfig
 from vgrout_jax.weights import hub

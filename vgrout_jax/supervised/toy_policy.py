@@ -152,8 +152,8 @@ def behaviour(path: str, samples: int) -> dict[str, dict[str, Any]]:
     config = make_config("none", "toy")
     config.model.path, config.data.heldout = path, (f"{TOY}_dev",)
     config.eval = EvalConfig(samples=samples)
-    config.resolve()
     run = build_run(config)
+    config = run.config  # the generator's own
     deltas = initial_state(run.frozen.init, run.optimizer, run.mesh).deltas
     rates = {}
     with open_grader(config.grader) as grader:
