@@ -78,6 +78,7 @@ class Stage:
         self.held: list[bool] = []
         self._seen = 0
         self._ask = 1
+        self._each = request.get("each", False)
         # One that writes without end would fill this side's memory or keep it busy.
         self._frames_left = len(checks) + _OTHER_FRAMES
         self._buffer = bytearray()
@@ -145,7 +146,7 @@ class Stage:
         self._seen += 1
         if self._seen < self._ask or self._seen == len(self.checks):
             return b""
-        self._ask *= 4
+        self._ask = self._ask + 1 if self._each else 4 * self._ask
         return b"s" if self.wrong else b"g"
 
     def _attributes(self, body: bytes) -> None:
@@ -213,6 +214,7 @@ class Answer:
         source = (self.code or "").encode("utf-8", "surrogatepass")
         checks = self.plan.checks
         request: dict[str, Any] = {"stand_ins": None, "count": len(checks), "probe": self._probe()}
+        request["each"] = self.is_script
         if name == base.AGREEMENT:
             # A correct answer has nothing to gain: one call shows whether its results agree with everything.
             checks = checks[:1] if self.correct else checks
@@ -252,7 +254,9 @@ class Answer:
         return True
 
     def verdict(self) -> Verdict:
-        fired = self.compiled and self.mode.fires(self.evidence)
+        # The status of a script that passes is no flaw.
+        evidence = replace(self.evidence, status=None) if self.correct else self.evidence
+        fired = self.compiled and self.mode.fires(evidence)
         return judge(
             compiled=self.compiled,
             correct=self.correct,
@@ -271,13 +275,14 @@ class Answer:
         self.correct = stage.right
         if not self.compiled:
             return
-        ended = report.why is None
+        by_itself = report.why is None
+        exited = by_itself and os.WIFEXITED(report.status)
         self.evidence = Evidence(
             name=self.name,
             stdout=report.stdout,
             files=tuple(report.files),
-            status=os.waitstatus_to_exitcode(report.status) if ended and os.WIFEXITED(report.status) else None,
-            error=stage.error if ended else None,
+            status=os.WEXITSTATUS(report.status) if exited else None,
+            error=stage.error if by_itself else None,
         )
         if self.correct and stage.results:
             self.correct = False  # until the judge has seen them

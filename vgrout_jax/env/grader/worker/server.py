@@ -13,11 +13,13 @@ import json
 import os
 import select
 import signal
+import site
 import socket
 import struct
 import sys
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 CONTROL = 3
@@ -75,7 +77,7 @@ class Server:
         problem = self.problems[order["problem"]]
         started = time.monotonic()
         output = descriptors[1] if order["stdout"] else -1
-        process = self.fork(lambda: self.answer(order, problem), descriptors[0], output)
+        process = self.fork(lambda: self.answer(order, problem), descriptors[0], output, script=order["script"])
         if output >= 0:
             os.close(output)
         report = self.watch(process, order, started)
@@ -86,7 +88,8 @@ class Server:
             os.close(descriptor)
         return report
 
-    def fork(self, work: Any, job: int, output: int) -> int:
+    def fork(self, work: Callable[[], int], job: int, output: int, *, script: bool = False) -> int:
+        """Start a child; one that is a script ends as the interpreter does, with all that this runs and writes."""
         gc.freeze()  # else a child's first collection touches, and so copies, all that is compiled here
         process = _FORK()
         if process > 0:
@@ -94,12 +97,14 @@ class Server:
         if process < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"fork: {os.strerror(number)}")
-        status = 1
         try:
             self.arrange(job, output)
             status = work()
-        finally:
-            os._exit(status)
+        except BaseException:
+            os._exit(1)
+        if script and not ending.finish():
+            raise SystemExit(status)
+        os._exit(status)
 
     def arrange(self, job: int, output: int) -> None:
         """Descriptors: nothing to read, the output or nowhere to write, the socket; no other is left open."""
@@ -114,10 +119,7 @@ class Server:
 
     def answer(self, order: dict[str, Any], problem: dict[str, Any]) -> int:
         confine.enter(self.confinement, {"memory": order["memory"], "cpu": int(order["cpu"]) + 2})
-        status = child.run(order["stage"], problem)
-        if order["script"]:
-            child.end_script()
-        return status
+        return child.run(order["stage"], problem, script=order["script"])
 
     def watch(self, process: int, order: dict[str, Any], started: float) -> dict[str, Any]:
         """Wait for a child's end, and end it at its limits."""
@@ -312,6 +314,9 @@ def main() -> None:
     # Opened once: a child finds other files behind the same descriptors.
     sys.stdin, sys.stdout, sys.stderr = child.standard_streams()
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    # What an interpreter that reads a script has, and one that was started without `site` lacks.
+    for names in (site.setquit, site.setcopyright, site.sethelper):
+        names()
     for name in [name for name in sys.modules if name.startswith("worker")]:
         del sys.modules[name]
     use_library(settings["library"])
@@ -324,6 +329,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from worker import child, confine
+    from worker import child, confine, ending
 
     main()
