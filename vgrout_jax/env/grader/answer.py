@@ -57,7 +57,8 @@ class Stage:
         wrong: a result that is not the expected one.
         error: type name of the exception that ended it, or None.
         done: it ran to its end.
-        broken: it broke the protocol, and nothing more is read from it.
+        broken: it broke the protocol before its end.
+        deaf: nothing more is read from it.
         agreed: a result agreed with both stand-ins.
         passed: the answer's own test function passed.
         probed: what was asked for besides the tests has been answered.
@@ -71,6 +72,7 @@ class Stage:
         self.checks = checks
         self.stand_ins = request.get("stand_ins") is not None
         self.begun = self.wrong = self.done = self.broken = self.agreed = self.passed = self.probed = False
+        self.deaf = False
         self.compiled: bool | None = None
         self.error: str | None = None
         self.attributes: list[tuple[str, object]] = []
@@ -89,11 +91,11 @@ class Stage:
         """Take bytes from the child; returns what to reply."""
         self._buffer += data
         reply = b""
-        while not self.broken and len(self._buffer) >= 5:
+        while not self.deaf and len(self._buffer) >= 5:
             kind, length = self._buffer[:1], struct.unpack_from("<I", self._buffer, 1)[0]
             if length > self._limit(kind):
-                self.wrong |= kind == b"R"
-                self.broken = True
+                self.wrong |= kind == b"R" and not self.done
+                self._stop()
                 break
             if len(self._buffer) < 5 + length:
                 break
@@ -110,7 +112,7 @@ class Stage:
     def _frame(self, kind: bytes, body: bytes) -> bytes:
         self._frames_left -= self.name != "judge"  # no answer runs there
         if self._frames_left < 0 or (self.done and kind not in b"APQ"):
-            self.broken = True
+            self._stop()
         elif kind == b"B":
             self.begun = True
         elif kind == b"C" and self.compiled is None:
@@ -127,12 +129,16 @@ class Stage:
             self.probed = True
         elif kind == b"J" and self.name == "judge":
             self.held.append(body == b"1")
-        elif kind == b"D":
-            self.done = self.name != "tests" or self._seen == len(self.checks)
-            self.broken = not self.done
+        elif kind == b"D" and (self.name != "tests" or self._seen == len(self.checks)):
+            self.done = True
         else:
-            self.broken = True
+            self._stop()
         return b""
+
+    def _stop(self) -> None:
+        """Read no more: what comes after the tests' end changes nothing of them, whoever writes it."""
+        self.deaf = True
+        self.broken |= not self.done
 
     def _result(self, body: bytes) -> bytes:
         check = self.checks[self._seen]
@@ -152,9 +158,13 @@ class Stage:
     def _attributes(self, body: bytes) -> None:
         try:
             found = plain.decode(body)
-            self.attributes += [(str(name), value) for name, value in found]
-        except (ValueError, TypeError):
-            self.broken = True
+        except ValueError:
+            found = None
+        pairs = found if type(found) is list else [None]
+        if all(type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in pairs):
+            self.attributes += pairs
+        else:
+            self._stop()
 
     @property
     def right(self) -> bool:
