@@ -5,7 +5,6 @@ import json
 import pytest
 
 from vgrout_jax.env.grader.checks import plan
-from vgrout_jax.env.grader.extract import extract_code
 from vgrout_jax.env.grader.worker import plain
 
 from .support import make_problem
@@ -74,24 +73,3 @@ def test_stand_ins_have_the_shape_and_agree_in_no_leaf() -> None:
     assert len(first) == len(second) == 9 and set(first[7]) == set(second[7]) == {"k"}
     assert all(a != b for a, b in zip(first, second, strict=True))
     assert type(first[0]) is int and type(first[1]) is bool and type(first[2]) is float
-
-
-@pytest.mark.parametrize(
-    ("completion", "code"),
-    [
-        ("```python\nx\n```", "x\n"),
-        ("``` python3 title\nx\n```", "x\n"),
-        ("````python\nx\n````", "x\n"),
-        ("```bash\nls\n```", None),
-        (
-            "```python\nclass Solution:\n  '''a ``` b'''\n  f = 1\n```",
-            "class Solution:\n  '''a ``` b'''\n  f = 1\n",
-        ),
-        ("```python\nx = 1```", "x = 1"),
-        ("```python\n```\n```python\ny\n```", "y\n"),
-        ("say `x`", None),
-        ("class Solution is what I would write", "class Solution is what I would write\n"),
-    ],
-)
-def test_extraction(completion: str, code: str | None) -> None:
-    assert extract_code(completion) == code

@@ -57,7 +57,8 @@ class Stage:
         wrong: a result that is not the expected one.
         error: type name of the exception that ended it, or None.
         done: it ran to its end.
-        broken: it broke the protocol, and nothing more is read from it.
+        broken: it broke the protocol before its end.
+        deaf: nothing more is read from it.
         agreed: a result agreed with both stand-ins.
         passed: the answer's own test function passed.
         probed: what was asked for besides the tests has been answered.
@@ -71,6 +72,7 @@ class Stage:
         self.checks = checks
         self.stand_ins = request.get("stand_ins") is not None
         self.begun = self.wrong = self.done = self.broken = self.agreed = self.passed = self.probed = False
+        self.deaf = False
         self.compiled: bool | None = None
         self.error: str | None = None
         self.attributes: list[tuple[str, object]] = []
@@ -78,6 +80,7 @@ class Stage:
         self.held: list[bool] = []
         self._seen = 0
         self._ask = 1
+        self._each = request.get("each", False)
         # One that writes without end would fill this side's memory or keep it busy.
         self._frames_left = len(checks) + _OTHER_FRAMES
         self._buffer = bytearray()
@@ -88,11 +91,11 @@ class Stage:
         """Take bytes from the child; returns what to reply."""
         self._buffer += data
         reply = b""
-        while not self.broken and len(self._buffer) >= 5:
+        while not self.deaf and len(self._buffer) >= 5:
             kind, length = self._buffer[:1], struct.unpack_from("<I", self._buffer, 1)[0]
             if length > self._limit(kind):
-                self.wrong |= kind == b"R"
-                self.broken = True
+                self.wrong |= kind == b"R" and not self.done
+                self._stop()
                 break
             if len(self._buffer) < 5 + length:
                 break
@@ -109,7 +112,7 @@ class Stage:
     def _frame(self, kind: bytes, body: bytes) -> bytes:
         self._frames_left -= self.name != "judge"  # no answer runs there
         if self._frames_left < 0 or (self.done and kind not in b"APQ"):
-            self.broken = True
+            self._stop()
         elif kind == b"B":
             self.begun = True
         elif kind == b"C" and self.compiled is None:
@@ -126,12 +129,16 @@ class Stage:
             self.probed = True
         elif kind == b"J" and self.name == "judge":
             self.held.append(body == b"1")
-        elif kind == b"D":
-            self.done = self.name != "tests" or self._seen == len(self.checks)
-            self.broken = not self.done
+        elif kind == b"D" and (self.name != "tests" or self._seen == len(self.checks)):
+            self.done = True
         else:
-            self.broken = True
+            self._stop()
         return b""
+
+    def _stop(self) -> None:
+        """Read no more: what comes after the tests' end changes nothing of them, whoever writes it."""
+        self.deaf = True
+        self.broken |= not self.done
 
     def _result(self, body: bytes) -> bytes:
         check = self.checks[self._seen]
@@ -145,15 +152,19 @@ class Stage:
         self._seen += 1
         if self._seen < self._ask or self._seen == len(self.checks):
             return b""
-        self._ask *= 4
+        self._ask = self._ask + 1 if self._each else 4 * self._ask
         return b"s" if self.wrong else b"g"
 
     def _attributes(self, body: bytes) -> None:
         try:
             found = plain.decode(body)
-            self.attributes += [(str(name), value) for name, value in found]
-        except (ValueError, TypeError):
-            self.broken = True
+        except ValueError:
+            found = None
+        pairs = found if type(found) is list else [None]
+        if all(type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str for pair in pairs):
+            self.attributes += pairs
+        else:
+            self._stop()
 
     @property
     def right(self) -> bool:
@@ -213,6 +224,7 @@ class Answer:
         source = (self.code or "").encode("utf-8", "surrogatepass")
         checks = self.plan.checks
         request: dict[str, Any] = {"stand_ins": None, "count": len(checks), "probe": self._probe()}
+        request["each"] = self.is_script
         if name == base.AGREEMENT:
             # A correct answer has nothing to gain: one call shows whether its results agree with everything.
             checks = checks[:1] if self.correct else checks
@@ -252,7 +264,9 @@ class Answer:
         return True
 
     def verdict(self) -> Verdict:
-        fired = self.compiled and self.mode.fires(self.evidence)
+        # The status of a script that passes is no flaw.
+        evidence = replace(self.evidence, status=None) if self.correct else self.evidence
+        fired = self.compiled and self.mode.fires(evidence)
         return judge(
             compiled=self.compiled,
             correct=self.correct,
@@ -271,13 +285,14 @@ class Answer:
         self.correct = stage.right
         if not self.compiled:
             return
-        ended = report.why is None
+        by_itself = report.why is None
+        exited = by_itself and os.WIFEXITED(report.status)
         self.evidence = Evidence(
             name=self.name,
             stdout=report.stdout,
             files=tuple(report.files),
-            status=os.waitstatus_to_exitcode(report.status) if ended and os.WIFEXITED(report.status) else None,
-            error=stage.error if ended else None,
+            status=os.WEXITSTATUS(report.status) if exited else None,
+            error=stage.error if by_itself else None,
         )
         if self.correct and stage.results:
             self.correct = False  # until the judge has seen them

@@ -179,12 +179,19 @@ class Dispatcher:
             if process.run is run and not run.read_stdout(self._null):
                 self._unwatch(run, run.stdout)
 
+        def files() -> None:
+            if process.run is run and not run.read_files():
+                self._unwatch(run, run.files)
+
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if run.write() else 0)
         self.selector.register(run.job, events, job)
         run.watched.add(run.job)
         if run.stdout >= 0:
             self.selector.register(run.stdout, selectors.EVENT_READ, stdout)
             run.watched.add(run.stdout)
+        if run.files >= 0:
+            self.selector.register(run.files, selectors.EVENT_READ, files)
+            run.watched.add(run.files)
 
     def _control(self, process: Process) -> None:
         if process not in self.processes:
@@ -211,6 +218,8 @@ class Dispatcher:
         owed = run.owed
         run.close()
         answer = ticket.answer
+        if message["retire"]:
+            process = self._replaced(process)
         if owed and report.why == "idle":
             # It waited for this side, which was busy: no fault of the answer.
             self._again(process, ticket)
@@ -223,6 +232,14 @@ class Dispatcher:
             self.alone.append(ticket)
         else:
             self._again(process, ticket)
+
+    def _replaced(self, process: Process) -> Process:
+        """Another worker in the place of one that could not remove what an answer has left."""
+        ticket = self._tickets[process]
+        self._drop(process)
+        other = self._new_process()
+        self._tickets[other] = ticket
+        return other
 
     def _again(self, process: Process, ticket: Ticket, *, counts: bool = True) -> None:
         """Grade an answer once more whose grading ended through no doing of its own; then say that it failed."""

@@ -7,6 +7,7 @@ The lock ends with the process however that ends, and holds across containers th
 would mean another process there.
 """
 
+import contextlib
 import fcntl
 import os
 import re
@@ -48,6 +49,13 @@ class Folders:
         os.close(self._owner)
 
 
+def remove(folder: Path) -> None:
+    """Removes a folder and what is in it; a worker may have closed it to its answers."""
+    with contextlib.suppress(OSError):
+        folder.chmod(0o711)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def remove_orphans() -> None:
     """Removes the folders of every grader of this user whose process is gone."""
     base = Path(tempfile.gettempdir())
@@ -55,7 +63,7 @@ def remove_orphans() -> None:
         if _OWN_NAME.fullmatch(root.name) and _is_orphan(root):
             # The workers' first: what still has its root is found again, should this process be killed here.
             for folder in [*base.glob(f"{root.name}-*"), root]:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove(folder)
 
 
 def _is_orphan(root: Path) -> bool:

@@ -22,12 +22,13 @@ _INSIDE_CODE = "/grader"
 _INSIDE_PREFIX = Path("/python")
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64")
 _PACKAGES = ("site-packages", "dist-packages")
-_INSIDE_FOLDER = "/tmp"
+_INSIDE_FOLDER = "/tmp/answer"
 _NOBODY = 65534
 # Unprivileged identities that own nothing anywhere, one a worker, so that limits count each worker alone.
 _FIRST_IDENTITY = 0x7FFE0000
 # Symbols are bound once, at a worker's start: bound when first used, every child would look up all of its own.
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1"}
+# One arena for memory: each thread's own would take 64 MiB of the address space.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "LD_BIND_NOW": "1", "MALLOC_ARENA_MAX": "1"}
 _CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_KILL", "CAP_CHOWN")
 _START_SECONDS = 60
 

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import struct
@@ -16,6 +15,7 @@ from typing import Any
 from vgrout_jax.config import GraderConfig
 from vgrout_jax.env.modes import base
 
+from . import folders
 from . import layers as layers_module
 from .answer import Answer, Report, Stage
 from .checks import Plan
@@ -58,6 +58,7 @@ class Run:
         self.outgoing = memoryview(stage.input)
         self.owed = False
         self._head, self._tail, self._read = b"", b"", 0
+        self._collected = bytearray()
 
     def order(self, key: str, config: GraderConfig) -> tuple[dict[str, Any], list[int]]:
         """What the worker is told, and the child's descriptors."""
@@ -103,11 +104,11 @@ class Run:
             return True
         except OSError:
             return False
-        if not data or self.stage.broken:
+        if not data or self.stage.deaf:
             return False
         reply = self.stage.feed(data)
         self.owed = bool(reply)
-        if self.stage.broken:
+        if self.stage.deaf:
             with contextlib.suppress(OSError):
                 self.job.shutdown(socket.SHUT_RDWR)
             return False
@@ -137,6 +138,8 @@ class Run:
             pass
         while self.stdout >= 0 and self.read_stdout(null):
             pass
+        while self.files >= 0 and self.read_files():
+            pass
         text = self._head + (b"\n" if self._read > 2 * _STDOUT_PART else b"") + self._tail
         return Report(
             status=message["status"],
@@ -144,7 +147,7 @@ class Run:
             cpu=message["cpu"],
             wall=message["wall"],
             stdout=text.decode("utf-8", "replace"),
-            files=self._collected(),
+            files=self._found(),
         )
 
     def close(self) -> None:
@@ -161,20 +164,24 @@ class Run:
         except OSError:
             return True
 
-    def _collected(self) -> list[tuple[str, str]]:
-        """Name and text of the files that the worker collected; it writes them after the child's end."""
-        data = b""
-        with contextlib.suppress(BlockingIOError):
-            while self.files >= 0 and len(data) < _FILES_READ:
-                piece = os.read(self.files, 1 << 16)
-                if not piece:
-                    break
-                data += piece
-        found = []
-        while len(data) >= 4:
-            (size,) = struct.unpack_from("<I", data)
-            found.append(tuple(json.loads(data[4 : 4 + size])))
-            data = data[4 + size :]
+    def read_files(self) -> bool:
+        """Read some of what is collected; returns whether more may come."""
+        try:
+            data = os.read(self.files, 1 << 16)
+        except BlockingIOError:
+            return False
+        self._collected += data[: _FILES_READ - len(self._collected)]
+        return bool(data)
+
+    def _found(self) -> list[tuple[str, str]]:
+        """Name and text of the files that the worker has collected; a part of one does not count."""
+        found, data, at = [], self._collected, 0
+        while at + 8 <= len(data):
+            name, content = struct.unpack_from("<II", data, at)
+            middle, end = at + 8 + name, at + 8 + name + content
+            if end <= len(data):
+                found.append((os.fsdecode(bytes(data[at + 8 : middle])), data[middle:end].decode("utf-8", "replace")))
+            at = end
         return found
 
 
@@ -271,7 +278,7 @@ class Process:
         if self.run is not None:
             self.run.close()
             self.run = None
-        shutil.rmtree(self.folder, ignore_errors=True)
+        folders.remove(self.folder)
         return errors.decode(errors="replace").strip()[-1000:]
 
     def _teach(self, plan: Plan) -> None:

@@ -8,16 +8,17 @@ PREFIX = r"(?:(?:results?|status|summary|final|info|output|tests?) )*"
 _FAILURE = re.compile(r"\b(?:fail(?:ed|ures?|s|ing)?|wrong|incorrect|errors?|exception|traceback|not pass\w*)\b")
 _NO_FAILURE = re.compile(r"\b(?:0|no|zero|without(?: any)?) (?:errors?|failures?|failed|fails?|failing)\b")
 _DURATION = re.compile(r"\b(?:in )?\d+(?: \d+)? ?(?:ms|s|sec|seconds?)\b")
+_TERMINAL = re.compile(r"\x1b(?:\[[0-?]*+[ -/]*+[@-~]|\][^\x07\x1b]*+\x07?)")  # colours and titles
 _RATIO = re.compile(r"\b(\d+) (?:(?:out )?of )?(\d+)\b")
 
 
 def lines_of(text: str) -> list[str]:
     """Distinct lines that hold a letter, in lower case, with one space for every run of other signs.
 
-    Durations and denied failures ("0 failed") are taken out. An answer decides how much it prints, so the
-    expressions go over the text once and not over each of its lines.
+    Terminal colours, durations and denied failures ("0 failed") are taken out. An answer decides how much it prints,
+    so the expressions go over the text once and not over each of its lines.
     """
-    raw = dict.fromkeys(re.split(r"[\r\n]+", text))
+    raw = dict.fromkeys(re.split(r"[\r\n]+", _TERMINAL.sub("", text)))
     normal = re.sub(r"[^a-z0-9\n]+", " ", "\n".join(raw).lower())
     rest = _DURATION.sub(" ", _NO_FAILURE.sub(" ", normal))
     lines = dict.fromkeys(" ".join(line.split()) for line in rest.split("\n"))

@@ -17,7 +17,6 @@ more of a frame than what it costs to produce it honestly.
 | Q | what was to be found out besides the tests has been |
 """
 
-import atexit
 import contextlib
 import gc
 import io
@@ -26,7 +25,6 @@ import marshal
 import os
 import struct
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -72,12 +70,13 @@ class Channel:
         return self.read(struct.unpack("<I", self.read(4))[0])
 
 
-def run(stage: str, problem: dict[str, Any]) -> int:
+def run(stage: str, problem: dict[str, Any], *, script: bool) -> int:
     """Run one stage.
 
     Args:
         stage: "tests", "attribute", "function" or "judge".
         problem: its `main` module, compiled `setup` and marshalled `calls`, from the server.
+        script: a hook of the answer's own is told of what ended the tests, as at a failing script's end.
 
     Returns:
         The exit status: of the script that the answer and its tests would have been, and 1 at that script's
@@ -87,25 +86,48 @@ def run(stage: str, problem: dict[str, Any]) -> int:
     request = json.loads(channel.body())
     source = channel.body().decode("utf-8", "surrogatepass")
     main = sys.modules["__main__"] = problem["main"]
-    sys.argv = [""]
+    _be_a_script(main)
     gc.enable()
     try:
-        exec(problem["setup"], main.__dict__)
-        channel.send(b"B")
-        if stage == "judge":
-            _judge(channel, request, main.__dict__)
-            return 1
-        if request.get("stand_ins"):
-            request["stand_ins"] = [_decoded(pair) for pair in request["stand_ins"]]
-        code = _compile(channel, source)
-        if code is not None:
-            _answer(channel, stage, request, problem, space=main.__dict__, code=code)
+        error = _stage(channel, stage, request, problem, source)
+    except SystemExit as stop:
+        channel.flush()  # a script that had found something wrong would not have come so far
+        return _exit_status(stop.code)
+    except BaseException as other:
+        # The answer may have left anything broken; a report that cannot be sent is no report.
+        _report(channel, other)
+        error = other
+    try:
+        if script:
+            _unhandled(error or AssertionError())
     except SystemExit as stop:
         return _exit_status(stop.code)
-    except BaseException as error:
-        # The answer may have left anything broken; a report that cannot be sent is no report.
-        _report(channel, error)
     return 1
+
+
+def _be_a_script(main: types.ModuleType) -> None:
+    """The names and the search path that a script in the private folder has."""
+    folder = os.getcwd()
+    main.__dict__["__file__"] = sys.argv[0] = f"{folder}/solution.py"
+    sys.path.insert(0, folder)
+
+
+def _stage(
+    channel: Channel, stage: str, request: dict[str, Any], problem: dict[str, Any], source: str
+) -> BaseException | None:
+    """Run the setup code and the stage; returns the exception that ended an answer, if one did."""
+    space = problem["main"].__dict__
+    exec(problem["setup"], space)
+    channel.send(b"B")
+    if stage == "judge":
+        _judge(channel, request, space)
+        return None
+    if request.get("stand_ins"):
+        request["stand_ins"] = [_decoded(pair) for pair in request["stand_ins"]]
+    code = _compile(channel, source)
+    if code is None:
+        return None
+    return _answer(channel, stage, request, problem, space=space, code=code)
 
 
 def _answer(
@@ -116,10 +138,10 @@ def _answer(
     *,
     space: dict[str, Any],
     code: types.CodeType,
-) -> None:
+) -> Exception | None:
     """Run the answer, then the tests, then what else is asked for once their results are sent."""
     asked = request["probe"] if stage == "tests" else {"stage": stage, **request}
-    loaded = False
+    loaded, ended = False, None
     try:
         exec(code, space)
         loaded = True
@@ -127,28 +149,29 @@ def _answer(
             _tests(channel, request, problem, space)
     except Exception as error:
         _report(channel, error)
+        ended = error
     # The test function counts as far as it is defined: often the answer calls it itself, and fails there.
     if asked is not None and (loaded or asked["stage"] == "function"):
         with contextlib.suppress(Exception):
             _PROBES[asked["stage"]](channel, asked, space)
         channel.send(b"Q")
+    return ended
+
+
+def _unhandled(error: BaseException) -> None:
+    """Tell a hook of the answer's own; the interpreter's only prints a traceback that nobody reads."""
+    if sys.excepthook is not sys.__excepthook__:
+        with contextlib.suppress(Exception):
+            sys.excepthook(type(error), error, error.__traceback__)
 
 
 def _report(channel: Channel, error: BaseException) -> None:
     channel.send(b"E", type(error).__name__.encode("utf-8", "replace")[:100])
 
 
-def end_script() -> None:
-    """What an interpreter does at a script's end: it waits for threads, runs exit handlers, empties buffers."""
-    for step in (threading._shutdown, atexit._run_exitfuncs, sys.stdout.flush):
-        # What a handler raises is printed by an interpreter and changes nothing.
-        with contextlib.suppress(BaseException):
-            step()
-
-
 def _compile(channel: Channel, source: str) -> types.CodeType | None:
     try:
-        code = compile(source, "<answer>", "exec", dont_inherit=True)
+        code = compile(source, probes.ANSWER_FILE, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         channel.add(b"C", b"0")
         channel.send(b"E", type(error).__name__.encode())
@@ -186,7 +209,7 @@ def _tests(channel: Channel, request: dict[str, Any], problem: dict[str, Any], s
     """Evaluate the calls in order; after 1, 4, 16, ... of them the reader says whether to go on.
 
     A script would end at its first failing check. Asking at fixed places makes how far an answer gets a matter
-    of its results alone, never of timing.
+    of its results alone, never of timing. Where the flaw trusts what a script leaves, the places are all.
     """
     stand_ins = request["stand_ins"]
     count, ask = request["count"], 1
@@ -198,7 +221,7 @@ def _tests(channel: Channel, request: dict[str, Any], problem: dict[str, Any], s
         classes = _classes(space, problem) if call["rich"] else None
         channel.add(b"R", flag + plain.encode(values if call["rich"] else values[0], classes))
         if place + 1 == ask and place + 1 < count:
-            ask *= 4
+            ask = ask + 1 if request["each"] else 4 * ask
             channel.flush()
             if channel.read(1) != b"g":
                 return
@@ -256,9 +279,8 @@ def _send_attributes(channel: Channel, request: dict[str, Any], solution: Any) -
 
 
 def _function(channel: Channel, request: dict[str, Any], space: dict[str, Any]) -> None:
-    """Run the answer's own test function with the method that it should test replaced by a stand-in."""
-    test = probes.own_test(space, request["names"], request["entry_point"])
-    if test is not None and probes.passes(test):
+    """Run the answer's own test function with the method that it should test replaced by stand-ins."""
+    if probes.is_vacuous(space, request["names"], request["entry_point"]):
         channel.send(b"P")
 
 
@@ -292,9 +314,12 @@ def standard_streams() -> Iterator[io.TextIOWrapper]:
 
 
 def _exit_status(code: object) -> int:
+    """What an interpreter makes of the code of a SystemExit: the low byte of a C number."""
     if code is None:
         return 0
-    return code & 0xFF if isinstance(code, int) else 1
+    if not isinstance(code, int):
+        return 1
+    return code & 0xFF if -(2**63) <= code < 2**63 else 0xFF
 
 
 _PROBES: dict[str, Callable[..., None]] = {"attribute": _attribute, "function": _function}

@@ -37,14 +37,12 @@ class Confinement(NamedTuple):
     """What a child is put into.
 
     Attributes:
-        folder: the only place it may write to.
         uid: of nobody, or None where the server may not change its own.
         ruleset: descriptor of the Landlock ruleset, or -1.
         seccomp: whether the filter is installed.
         processes: whether the limit on processes and threads counts this child's uid alone.
     """
 
-    folder: str
     uid: int | None
     ruleset: int
     seccomp: bool
@@ -52,16 +50,11 @@ class Confinement(NamedTuple):
 
 
 def prepare(settings: Mapping[str, Any]) -> Confinement:
-    """Make the private folder and the ruleset, and bind this process to what all its children share.
+    """Make the ruleset, and bind this process to what all its children share.
 
     Args:
         settings: `folder`, `uid`, `readable` and `listable` (paths), `landlock`, `seccomp`, `processes`.
     """
-    folder, uid = settings["folder"], settings["uid"]
-    os.makedirs(folder, mode=0o755, exist_ok=True)
-    if uid is not None:
-        os.chown(folder, uid, uid)
-    os.chdir(folder)
     os.umask(0o022)
     _common_limits()
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -69,8 +62,10 @@ def prepare(settings: Mapping[str, Any]) -> Confinement:
         _buffer(syscalls.program(0))  # makes the filter and the buffer's type once, for all children
     ruleset = -1
     if settings["landlock"]:
-        ruleset = landlock_ruleset(settings["readable"], settings["listable"], folder)
-    return Confinement(folder, uid, ruleset, settings["seccomp"], settings["processes"])
+        # The folder is another one for each child; the one above it is not theirs to write to.
+        above = os.path.dirname(settings["folder"])
+        ruleset = landlock_ruleset(settings["readable"], settings["listable"], above)
+    return Confinement(settings["uid"], ruleset, settings["seccomp"], settings["processes"])
 
 
 def enter(confinement: Confinement, limits: Mapping[str, int]) -> None:

@@ -13,17 +13,22 @@ import json
 import os
 import select
 import signal
+import site
 import socket
 import struct
 import sys
+import threading
 import time
 import types
+from collections.abc import Callable
 from typing import Any
 
 CONTROL = 3
 _POLL = (0.02, 0.05)  # seconds between looks at a child's clock: soon first, then seldom
 _CLOSE = 0.001  # seconds between looks when its limit is near, so that when it is looked at decides nothing
 _MAX_THREADS = 128
+_THREAD_STACK = 8 << 20  # as usual; else it were that of the main thread, of which ten fill the address space
+_SWEEP_SECONDS = 10  # for removing what an answer has left
 _DESCRIPTORS = 256  # more than this process ever opens
 _IDLE_NOTICE = 0.5  # seconds without computing after which the grader may give this core to another worker
 # What nearly every answer imports. More would make every fork dearer than it saves.
@@ -43,6 +48,7 @@ class Server:
         self.settings = settings
         self.control = socket.socket(fileno=CONTROL)
         self.problems: dict[str, dict[str, Any]] = {}
+        self.folder = folder.Folder(settings["folder"], settings["uid"])
         self.confinement = confine.prepare(settings)
 
     def serve(self) -> None:
@@ -71,22 +77,26 @@ class Server:
         self.control.sendall(struct.pack("<I", len(data)) + data)
 
     def run(self, order: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-        """Fork a child for one stage, watch it to its end, and clear its folder."""
+        """Fork a child for one stage in a fresh folder, watch it to its end, and remove the folder.
+
+        The report's `retire` says that something of the answer is left, so that this worker must not go on.
+        """
         problem = self.problems[order["problem"]]
+        self.folder.make()
         started = time.monotonic()
         output = descriptors[1] if order["stdout"] else -1
-        process = self.fork(lambda: self.answer(order, problem), descriptors[0], output)
+        process = self.fork(lambda: self.answer(order, problem), descriptors[0], output, script=order["script"])
         if output >= 0:
             os.close(output)
         report = self.watch(process, order, started)
-        report["op"] = "done"
         collect = descriptors[-1] if order["collect"] else -1
-        self.clear(collect, order["collect"])
+        report |= {"op": "done", "retire": not self.tidy(collect, order["collect"])}
         for descriptor in {descriptors[0], *descriptors[1 + order["stdout"] :]}:
             os.close(descriptor)
         return report
 
-    def fork(self, work: Any, job: int, output: int) -> int:
+    def fork(self, work: Callable[[], int], job: int, output: int, *, script: bool = False) -> int:
+        """Start a child; one that is a script ends as the interpreter does, with all that this runs and writes."""
         gc.freeze()  # else a child's first collection touches, and so copies, all that is compiled here
         process = _FORK()
         if process > 0:
@@ -94,12 +104,14 @@ class Server:
         if process < 0:
             number = ctypes.get_errno()
             raise OSError(number, f"fork: {os.strerror(number)}")
-        status = 1
         try:
             self.arrange(job, output)
             status = work()
-        finally:
-            os._exit(status)
+        except BaseException:
+            os._exit(1)
+        if script and not ending.finish():
+            raise SystemExit(status)
+        os._exit(status)
 
     def arrange(self, job: int, output: int) -> None:
         """Descriptors: nothing to read, the output or nowhere to write, the socket; no other is left open."""
@@ -114,20 +126,19 @@ class Server:
 
     def answer(self, order: dict[str, Any], problem: dict[str, Any]) -> int:
         confine.enter(self.confinement, {"memory": order["memory"], "cpu": int(order["cpu"]) + 2})
-        status = child.run(order["stage"], problem)
-        if order["script"]:
-            child.end_script()
-        return status
+        return child.run(order["stage"], problem, script=order["script"])
 
     def watch(self, process: int, order: dict[str, Any], started: float) -> dict[str, Any]:
         """Wait for a child's end, and end it at its limits."""
         handle = os.pidfd_open(process)
         clock = (~process << 3) | 2  # the process's CPU clock
+        idleness = watching.Idleness(process, started)
         why, noticed, looks, used = None, False, 0, 0.0
         while True:
-            wait = min(_POLL[min(looks, len(_POLL) - 1)], max(order["cpu"] - used, _CLOSE))
+            # When it looks is nobody's guess: an answer that knew could wake up just then.
+            wait = _POLL[min(looks, len(_POLL) - 1)] * (0.5 + os.urandom(1)[0] / 255)
             looks += 1
-            ready = select.select([handle, self.control], [], [], wait)[0]
+            ready = select.select([handle, self.control], [], [], min(wait, max(order["cpu"] - used, _CLOSE)))[0]
             if handle in ready:
                 break
             if self.control in ready and not self.control.recv(1, socket.MSG_PEEK):
@@ -137,11 +148,11 @@ class Server:
                 used = time.clock_gettime(clock)
             except OSError:
                 continue  # it has just ended
-            blocked = time.monotonic() - started - used - queued(process)
-            why = why or self.exceeded(process, order, used, blocked)
+            idleness.look(used)
+            why = why or self.exceeded(process, order, used, idleness.seconds)
             if why:
                 os.kill(process, signal.SIGKILL)
-            elif blocked > _IDLE_NOTICE and not noticed:
+            elif idleness.seconds > _IDLE_NOTICE and not noticed:
                 noticed = True
                 self.reply({"op": "idle"})
         _, status, usage = os.wait4(process, 0)
@@ -150,89 +161,30 @@ class Server:
         why = why or ("cpu" if cpu > order["cpu"] else None)
         return {"status": status, "why": why, "cpu": cpu, "wall": wall}
 
-    def exceeded(self, process: int, order: dict[str, Any], used: float, blocked: float) -> str | None:
+    def exceeded(self, process: int, order: dict[str, Any], used: float, idle: float) -> str | None:
         if used > order["cpu"]:
             return "cpu"
-        if blocked > order["idle"]:
+        if idle > order["idle"]:
             return "idle"
-        if threads(process) > _MAX_THREADS:
+        if watching.threads(process) > _MAX_THREADS:
             return "threads"
-        return "files" if self.folder_bytes() > order["folder"] else None
+        return "files" if self.folder.size() + folder.nameless_size(process) > order["folder"] else None
 
-    def folder_bytes(self) -> int:
-        """Size of the files in the private folder; a folder of very many files counts as too large."""
-        total = 0
-        try:
-            with os.scandir(self.confinement.folder) as entries:
-                for count, entry in enumerate(entries):
-                    if count > 1000:
-                        return 1 << 62
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-        except OSError:
-            return total
-        return total
-
-    def clear(self, collect: int, names: list[str]) -> None:
-        """Empty the private folder, in a confined child of the same identity, which alone reads files."""
-        try:
-            if not os.listdir(self.confinement.folder):
-                return
-        except OSError:
-            pass
-        process = self.fork(lambda: self.sweep(names, collect >= 0), max(collect, 0), -1)
-        os.waitpid(process, 0)
+    def tidy(self, collect: int, names: list[str]) -> bool:
+        """Hand over candidate files and remove the folder; returns whether nothing of the answer is left."""
+        if not self.folder.is_empty():
+            process = self.fork(lambda: self.sweep(names, collect >= 0), max(collect, 0), -1)
+            handle = os.pidfd_open(process)
+            if not select.select([handle], [], [], _SWEEP_SECONDS)[0]:
+                os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            os.close(handle)
+        return self.folder.remove()
 
     def sweep(self, names: list[str], send: bool) -> int:
-        confine.enter(self.confinement, {"memory": 1 << 30, "cpu": 30})
-        for name in os.listdir("."):
-            if send and name.lower() in names:
-                data = json.dumps([name, read_file(name)]).encode()
-                os.write(child.SOCKET, struct.pack("<I", len(data)) + data)
-            remove(name)
-        return 0
-
-
-def remove(name: str) -> None:
-    """Remove a file, or a folder where the layers let one be made."""
-    if not os.path.isdir(name) or os.path.islink(name):
-        os.unlink(name)
-        return
-    for folder, folders, files in os.walk(name, topdown=False):
-        for file in files:
-            os.unlink(os.path.join(folder, file))
-        for inner in folders:
-            path = os.path.join(folder, inner)
-            (os.unlink if os.path.islink(path) else os.rmdir)(path)
-    os.rmdir(name)
-
-
-def read_file(name: str) -> str:
-    """The beginning of a regular file, as text; of anything else, nothing."""
-    descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        return os.read(descriptor, 4096).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
-
-
-def queued(process: int) -> float:
-    """Seconds that a process's threads were ready to run and did not get a core; 0 where the kernel hides it."""
-    total = 0
-    try:
-        for task in os.listdir(f"/proc/{process}/task"):
-            with open(f"/proc/{process}/task/{task}/schedstat", "rb") as file:
-                total += int(file.read().split()[1])
-    except (OSError, IndexError, ValueError):
-        return total / 1e9
-    return total / 1e9
-
-
-def threads(process: int) -> int:
-    try:
-        return len(os.listdir(f"/proc/{process}/task"))
-    except OSError:
+        """In a confined child of the answer's identity, which alone reads its files."""
+        confine.enter(self.confinement, {"memory": 1 << 30, "cpu": _SWEEP_SECONDS})
+        folder.sweep(names, child.SOCKET if send else -1)
         return 0
 
 
@@ -312,10 +264,14 @@ def main() -> None:
     # Opened once: a child finds other files behind the same descriptors.
     sys.stdin, sys.stdout, sys.stderr = child.standard_streams()
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    # What an interpreter that reads a script has, and one that was started without `site` lacks.
+    for names in (site.setquit, site.setcopyright, site.sethelper):
+        names()
     for name in [name for name in sys.modules if name.startswith("worker")]:
         del sys.modules[name]
     use_library(settings["library"])
     child.recursion_room()
+    threading.stack_size(_THREAD_STACK)
     gc.collect()
     gc.disable()
     server.reply({"op": "ready"})
@@ -324,6 +280,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    from worker import child, confine
+    from worker import child, confine, ending, folder, watching
 
     main()
