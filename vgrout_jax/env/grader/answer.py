@@ -59,6 +59,7 @@ class Stage:
         done: it ran to its end.
         broken: it broke the protocol before its end.
         deaf: nothing more is read from it.
+        frames: those that have been read.
         agreed: a result agreed with both stand-ins.
         passed: the answer's own test function passed.
         probed: what was asked for besides the tests has been answered.
@@ -73,6 +74,7 @@ class Stage:
         self.stand_ins = request.get("stand_ins") is not None
         self.begun = self.wrong = self.done = self.broken = self.agreed = self.passed = self.probed = False
         self.deaf = False
+        self.frames = 0
         self.compiled: bool | None = None
         self.error: str | None = None
         self.attributes: list[tuple[str, object]] = []
@@ -110,6 +112,7 @@ class Stage:
         return _FRAME_LIMIT
 
     def _frame(self, kind: bytes, body: bytes) -> bytes:
+        self.frames += 1
         self._frames_left -= self.name != "judge"  # no answer runs there
         if self._frames_left < 0 or (self.done and kind not in b"APQ"):
             self._stop()

@@ -23,6 +23,7 @@ _ATTEMPTS = 2  # gradings of an answer, counting those that end through no doing
 _MISSES = 20  # workers found dead before they began on an answer, until that counts as an attempt
 _START_FAILURES = 3  # workers in a row that die before they are ready
 _HUNG = 20  # times an answer's limits together without an end of its stage, until its worker counts as hung
+_REST = 0.005  # seconds until output, or a source that gives little at a time, is read again
 _PER_CORE = 4  # workers for each core while answers sleep
 
 
@@ -81,6 +82,7 @@ class Dispatcher:
         self.alone: deque[Ticket] = deque()
         self.selector = selectors.DefaultSelector()
         self._tickets: dict[Process, Ticket] = {}
+        self._resting: deque[tuple[float, Run, socket.socket | int, Callable[[], None]]] = deque()
         self._failures = 0
         self._folders = Folders()
         self._library = open_library(layers, self._folders.root)
@@ -98,8 +100,10 @@ class Dispatcher:
         """
         self._assign()
         patience = _HUNG * (self.config.cpu_seconds + self.config.idle_seconds)
-        for key, _ in self.selector.select(patience / 4 if self._tickets else None):
+        wait = patience / 4 if self._tickets else None
+        for key, _ in self.selector.select(_REST if self._resting else wait):
             key.data()
+        self._wake()
         for process in list(self.processes):
             if process.run is not None and time.monotonic() - process.begun > patience:
                 # It enforces an answer's limits and has not: it is stopped, or stuck in the kernel.
@@ -174,9 +178,15 @@ class Dispatcher:
                 self.selector.modify(run.job, selectors.EVENT_READ, job)
             if not run.read():
                 self._unwatch(run, run.job)
+            elif run.trickles and not run.outgoing:
+                self._rest(run, run.job, job)
 
         def stdout() -> None:
-            if process.run is run and not run.read_stdout(self._null):
+            if process.run is not run:
+                return
+            if run.read_stdout(self._null):
+                self._rest(run, run.stdout, stdout)
+            else:
                 self._unwatch(run, run.stdout)
 
         def files() -> None:
@@ -276,6 +286,18 @@ class Dispatcher:
             self._unwatch(process.run)
         self._tickets.pop(process, None)
         return process.close()
+
+    def _rest(self, run: Run, source: socket.socket | int, callback: Callable[[], None]) -> None:
+        """Watch a source again in a while: bytes that come one by one would keep this thread busy."""
+        self._unwatch(run, source)
+        self._resting.append((time.monotonic() + _REST, run, source, callback))
+
+    def _wake(self) -> None:
+        while self._resting and self._resting[0][0] <= time.monotonic():
+            _, run, source, callback = self._resting.popleft()
+            if any(process.run is run for process in self.processes):
+                self.selector.register(source, selectors.EVENT_READ, callback)
+                run.watched.add(source)
 
     def _unwatch(self, run: Run, *sources: socket.socket | int) -> None:
         """Stop watching some of a run's sources, or all of them."""

@@ -1,6 +1,7 @@
 """One worker process, seen from the grader, and the descriptors of the child that runs in it."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -23,8 +24,10 @@ from .layers import Layers
 
 _KNOWN_PROBLEMS = 256  # compiled problems that a worker keeps
 _STDOUT_PART = 64 << 10  # bytes kept of the beginning of what is printed, and of its end
+_PIPE = 1 << 20  # bytes that a pipe holds, so that it need not be read often
 _STDOUT_READ = 8 << 20  # bytes read; what is printed beyond goes nowhere
 _FILES_READ = 1 << 20
+_LITTLE = 4096  # bytes at a time that are not worth the grader's while
 
 
 class Run:
@@ -36,6 +39,7 @@ class Run:
         job: this side of the child's socket.
         stdout: reading end of its standard output, or -1.
         files: reading end of what is collected after its end, or -1.
+        trickles: what was last read of the socket was little, and completed nothing.
         watched: those of them whose events the grader waits for.
     """
 
@@ -51,12 +55,14 @@ class Run:
         if self.tests and answer.collects(base.STDOUT):
             self.stdout, self._child_stdout = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
             os.set_blocking(self._child_stdout, True)
+            with contextlib.suppress(OSError):  # a user has only so many of them
+                fcntl.fcntl(self.stdout, fcntl.F_SETPIPE_SZ, _PIPE)
         if self.tests and answer.collects(base.FILES):
             files, child_files = socket.socketpair()
             self.files, self._child_files = files.detach(), child_files.detach()
             os.set_blocking(self.files, False)
         self.outgoing = memoryview(stage.input)
-        self.owed = False
+        self.owed = self.trickles = False
         self._head, self._tail, self._read = b"", b"", 0
         self._collected = bytearray()
 
@@ -106,7 +112,9 @@ class Run:
             return False
         if not data or self.stage.deaf:
             return False
+        frames = self.stage.frames
         reply = self.stage.feed(data)
+        self.trickles = self.stage.frames == frames and len(data) < _LITTLE
         self.owed = bool(reply)
         if self.stage.deaf:
             with contextlib.suppress(OSError):
@@ -121,8 +129,8 @@ class Run:
         """Read some of what the child prints; returns whether more may come."""
         try:
             if self._read >= _STDOUT_READ:
-                return os.splice(self.stdout, null, 1 << 20) > 0
-            data = os.read(self.stdout, 1 << 16)
+                return os.splice(self.stdout, null, _PIPE) > 0
+            data = os.read(self.stdout, _PIPE)
         except BlockingIOError:
             return False
         room = _STDOUT_PART - len(self._head)
@@ -140,7 +148,7 @@ class Run:
             pass
         while self.files >= 0 and self.read_files():
             pass
-        text = self._head + (b"\n" if self._read > 2 * _STDOUT_PART else b"") + self._tail
+        text = self._printed()
         return Report(
             status=message["status"],
             why=message["why"],
@@ -149,6 +157,15 @@ class Run:
             stdout=text.decode("utf-8", "replace"),
             files=self._found(),
         )
+
+    def _printed(self) -> bytes:
+        """What was printed; where the middle is left out, without the parts of lines on both sides of it."""
+        if self._read <= 2 * _STDOUT_PART:
+            return self._head + self._tail
+        head, _, cut = self._head.rpartition(b"\n")
+        first, _, tail = self._tail.partition(b"\n")
+        # A line without an end is what it is.
+        return (head or cut) + b"\n" + (tail or first)
 
     def close(self) -> None:
         self.handed_over()
