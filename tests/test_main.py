@@ -155,6 +155,7 @@ finally:
         ((SMOKE, "--config.optim.lr=fast"), "--config.optim.lr"),
         ((SMOKE, "--config.gate.low=0.9"), "gate.low"),
         ((f"--config={ROOT}/configs/none.py:smoke", "--config.label.action=absorb"), "label.action"),
+        ((SMOKE, "--config.gate.kind=mid"), "--config.gate.kind is no field any more: an arm's label.source"),
     ],
 )
 def test_the_command_ends_with_one_line_and_status_1_before_jax_is_imported(arguments, field, tmp_path):

@@ -19,6 +19,10 @@ from vgrout_jax.config.schema import SCALES, Config
 from vgrout_jax.config.validation import settled
 
 
+# Fields of earlier versions, and what says it now.
+RENAMED = {"gate.kind": "an arm's label.source and label.action say it; choose the arm with --config=configs/ARM.py"}
+
+
 class _OrNone(flags.ArgumentParser):
     """Reads `None` besides what `parser` reads; `validate` refuses it where a field needs a value."""
 
@@ -78,6 +82,8 @@ def _check_field_names(arguments: Sequence[str]) -> None:
         node: Any = Config
         for part in match[1].split(".") if match else ():
             kinds = {field.name: field.type for field in dataclasses.fields(node)} if _is_section(node) else {}
+            if match[1] in RENAMED:
+                raise UsageError(f"--config.{match[1]} is no field any more: {RENAMED[match[1]]}")
             if part not in kinds:
                 close = difflib.get_close_matches(part, kinds, 1)
                 hint = f"did you mean {close[0]}?" if close else "the fields stand in vgrout_jax/config/schema.py"
