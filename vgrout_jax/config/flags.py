@@ -18,7 +18,6 @@ from vgrout_jax.common.command_line import UsageError, one_line
 from vgrout_jax.config.schema import SCALES, Config
 from vgrout_jax.config.validation import settled
 
-
 # Fields of earlier versions, and what says it now.
 RENAMED = {"gate.kind": "an arm's label.source and label.action say it; choose the arm with --config=configs/ARM.py"}
 
