@@ -270,7 +270,7 @@ def _wrapped(program: str, root: bool, config: GraderConfig) -> list[str]:
         arguments += ["--ro-bind", str(path.resolve()), str(_INSIDE_PREFIX / "lib" / path.name)]
     arguments += ["--ro-bind", str(_WORKER), f"{_INSIDE_CODE}/worker"]
     arguments += ["--proc", "/proc", "--dev-bind", "/dev/null", "/dev/null"]
-    arguments += ["--perms", "0755", "--size", str((config.folder_mb + 32) << 20), "--tmpfs", "/tmp"]
+    arguments += ["--perms", "0711", "--size", str((config.folder_mb + 32) << 20), "--tmpfs", "/tmp"]
     return [*arguments, "--remount-ro", "/", "--chdir", "/tmp"]
 
 

@@ -12,7 +12,7 @@ _PART = 4096  # bytes read of a file
 _MOST_READ = 32  # files that are read: a reader that is slow to come never holds the sweeper up
 _MOST_FILES = 1000
 _TOO_LARGE = 1 << 62
-_OPEN, _CLOSED = 0o711, 0o511  # of the folder above
+_OPEN, _CLOSED = 0o711, 0o111  # of the folder above
 
 
 class Folder:
