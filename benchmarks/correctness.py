@@ -265,7 +265,7 @@ def checks_of(side: Side, reference: Side, prompts: shapes.Sources) -> list[Chec
     compared = error(side.logits(*sequences)[mask], reference.logits(*sequences)[mask])
     checks = [Check("logits", side.name, compared, LIMITS[side.name]["logits"])]
     done("logits")
-    low, high = thresholds(reference.step(-1.0, 1.0)[1].gate.scores)
+    low, high = thresholds(reference.step(-1.0, 1.0)[1].decision.record["score"])
     started = jax.device_get(side.inputs.state.deltas)
     found = side.step(low, high)
     checks += compared_steps(side, reference.step(low, high), started, found)
