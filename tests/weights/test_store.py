@@ -267,14 +267,14 @@ def test_saving_holds_no_second_copy(tmp_path):
     program = """
         import sys, jax, jax.numpy as jnp
         from tests.weights import test_store
-        from vgrout_jax.model import layout
+        from vgrout_jax.model import parameters as table
         def peak():
             status = open("/proc/self/status").read().split()
             return int(status[status.index("VmHWM:") + 1]) * 1024
         model = test_store.shape(
             vocab_size=32768, hidden_size=1024, intermediate_size=3072, num_layers=18, num_heads=8, head_dim=128
         )
-        parameters = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), layout.abstract_parameters(model))
+        parameters = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), table.abstract_parameters(model))
         test_store.save(sys.argv[1] + "/small", test_store.random_parameters(test_store.shape()), test_store.shape())
         size, before = sum(leaf.nbytes for leaf in jax.tree.leaves(parameters)), peak()
         test_store.save(sys.argv[1] + "/model", parameters, model, dtype="bfloat16", shard_bytes=2 * 10**8)
