@@ -47,7 +47,10 @@ def built(monkeypatch):
             return programs[-1]
 
         monkeypatch.setattr(sampler, "build_sampler", build_sampler)
-        return generator.build_generator(config, tiny.model(), TOKENIZER, tiny.mesh()), programs
+        one_policy = config.arm == "none"
+        return generator.build_generator(
+            config, tiny.model(), TOKENIZER, tiny.mesh(), one_policy=one_policy
+        ), programs
 
     return build
 
