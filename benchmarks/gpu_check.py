@@ -128,13 +128,14 @@ def command(part: Part, options: argparse.Namespace) -> list[str]:
 
 
 def environment(options: argparse.Namespace) -> dict[str, str]:
-    """The parts' environment: the platform, one compilation cache for all, and the package on the path."""
+    """The parts' environment: the platform, one compilation cache, the package on the path, lines in order."""
     paths = [str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "JAX_PLATFORMS": _PLATFORMS[options.platform],
         "JAX_COMPILATION_CACHE_DIR": str(options.out / "compilation-cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "PYTHONUNBUFFERED": "1",  # so that an error is the last line of a part's log, after what it printed
     }
 
 

@@ -39,7 +39,7 @@ def flags_with(score) -> Flags:
     return Flags(nobody.astype(jnp.int32), nobody, nobody == 0, jnp.array(True), {"score": jnp.asarray(score)})
 
 
-def same(one, other, *names):
+def assert_same(one, other, *names):
     for name in names or ("labels", "advantages", "live", "scored"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), name)
 
@@ -47,14 +47,14 @@ def same(one, other, *names):
 def test_a_monitor_routes_what_it_flags_and_what_teaches_nothing_stays_clean():
     found = decided(Arm(Monitor(), Route()))
     assert found.labels.tolist() == [HACK, HACK, CLEAN, CLEAN, CLEAN, CLEAN, CLEAN, CLEAN]
-    same(found, decided(Arm(Nobody(), Route())), "advantages", "live", "scored")
+    assert_same(found, decided(Arm(Nobody(), Route())), "advantages", "live", "scored")
     assert Arm(Monitor(), Route()).labels == (CLEAN, HACK)
 
 
 @pytest.mark.parametrize("use", [Route(), Penalise(3.0, True)], ids=["route", "penalise"])
 def test_no_flags_is_none_bit_for_bit(use):
     seen = make_seen(flags=np.zeros(8, np.float32))
-    same(decided(Arm(Monitor(), use), seen), decided(Arm(Nobody(), Route()), seen))
+    assert_same(decided(Arm(Monitor(), use), seen), decided(Arm(Nobody(), Route()), seen))
 
 
 def test_all_flags_train_the_quarantine_alone():
@@ -65,7 +65,7 @@ def test_all_flags_train_the_quarantine_alone():
 def test_absorb_trains_both_blocks_on_everything():
     found = decided(Arm(Nobody(), Absorb()))
     assert (np.asarray(found.labels) == MID).all() and Arm(Nobody(), Absorb()).labels == (MID,)
-    same(found, decided(Arm(Nobody(), Route())), "advantages", "live", "scored")
+    assert_same(found, decided(Arm(Nobody(), Route())), "advantages", "live", "scored")
 
 
 def test_a_penalty_of_what_the_loophole_pays_gives_the_reward_of_hidden_tests_alone():
@@ -111,7 +111,7 @@ def test_modulation_equals_numpy(alpha, scale):
     found = ModulateMul(alpha, True).decide(make_seen(), flags_with(scores.reshape(-1)))
     np.testing.assert_allclose(found.advantages, modulated(REWARDS, scores, alpha).reshape(-1), atol=1e-5)
     if alpha == 0:
-        same(found, decided(Arm(Nobody(), Route())), "advantages", "live")
+        assert_same(found, decided(Arm(Nobody(), Route())), "advantages", "live")
 
 
 def test_the_residual_score_is_the_projection_on_the_difference_of_the_pairs():
